@@ -1,0 +1,6 @@
+"""The engine: draws samples, evaluates densities once, asks for coefficients, attaches them to one value."""
+
+from iwbounds.engine.estimate import estimate
+from iwbounds.engine.result import Estimate
+
+__all__ = ["Estimate", "estimate"]

@@ -1,0 +1,71 @@
+"""Drawing latents: how many, with or without a graph, and the gradient that what can be drawn allows."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from iwbounds.bounds import Bound
+from iwbounds.checks import check_latents
+from iwbounds.engine.rule import Rule
+from iwbounds.gradients import VIMCO, DReG, Gradient, Reparameterized, ScoreFunction
+from iwbounds.latents import Latents, latent_leaves, map_latents
+from iwbounds.proposals import Proposal
+
+__all__ = ["DEFAULT_NUM_SAMPLES", "default_gradient", "draw"]
+
+DEFAULT_NUM_SAMPLES = 64
+
+
+def default_gradient(bound: Bound, proposal: Proposal, num_samples: int | None, samples: Latents | None) -> Gradient:
+    """The estimator of choice for ``bound``, given what the proposal, or the samples at hand, can carry."""
+    if samples is None:
+        pathwise, count = proposal.pathwise, num_samples or DEFAULT_NUM_SAMPLES
+    else:
+        pathwise = any(z.requires_grad for z in latent_leaves(samples)) and not proposal.mixed
+        count = check_latents(samples, num_samples)
+    if pathwise:
+        return DReG() if bound.smooth else Reparameterized()
+    return VIMCO() if count >= 2 else ScoreFunction()
+
+
+def draw(proposal: Proposal, rule: Rule, num_samples: int | None, samples: Latents | None) -> Latents:
+    """Latents, with a graph where the gradient follows the path through them, detached elsewhere.
+
+    Raises:
+        ValueError: ``num_samples`` contradicts ``samples`` or does not suit the rule; the gradient is pathwise and the
+            proposal cannot be reparameterised. All of this before anything is drawn.
+    """
+    if samples is not None:
+        rule.check(check_latents(samples, num_samples))
+        return keep_paths(samples, proposal, rule.gradient)
+    count = DEFAULT_NUM_SAMPLES if num_samples is None else num_samples
+    rule.check(count)
+    if rule.gradient.pathwise and not proposal.pathwise:
+        raise ValueError(_no_path_message(proposal, rule.gradient))
+    with torch.set_grad_enabled(torch.is_grad_enabled() and follows_path(proposal, rule.gradient)):
+        latents = proposal.sample((count,))
+    check_latents(latents, count)
+    return keep_paths(latents, proposal, rule.gradient)
+
+
+def follows_path(proposal: Proposal, gradient: Gradient) -> bool:
+    """Whether any latent carries a gradient: all of them, or the reparameterised parts of mixed latents."""
+    return gradient.pathwise or (proposal.mixed and gradient.follows_bound)
+
+
+def keep_paths(latents: Latents, proposal: Proposal, gradient: Gradient) -> Latents:
+    """Detach the latents, or the parts of mixed latents, that ``gradient`` must not follow."""
+    if gradient.pathwise:
+        return latents
+    if follows_path(proposal, gradient):
+        return map_latents(lambda z, live: z if live else z.detach(), latents, proposal.reparameterized)
+    return map_latents(Tensor.detach, latents)
+
+
+def _no_path_message(proposal: Proposal, gradient: Gradient) -> str:
+    parts = "not all parts of its samples are" if proposal.mixed else "it is not (it has no rsample)"
+    return (
+        f"{gradient!r} differentiates through the samples, which takes a reparameterised proposal; {proposal.name}: "
+        f"{parts}. Use a proposal with rsample, or a gradient that needs none: VIMCO(), ScoreFunction()."
+    )

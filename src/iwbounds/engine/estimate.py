@@ -1,0 +1,82 @@
+"""The one entry: from a log-joint and a proposal to a bound whose backward is the chosen gradient estimator."""
+
+from __future__ import annotations
+
+import torch
+from torch.distributions import Distribution
+
+from iwbounds.bounds import IWAE, Bound
+from iwbounds.engine.draws import default_gradient, draw
+from iwbounds.engine.result import Estimate
+from iwbounds.engine.routes import log_weights, route_for
+from iwbounds.engine.routing import attach
+from iwbounds.engine.rule import Rule
+from iwbounds.gradients import Gradient
+from iwbounds.latents import Latents
+from iwbounds.proposals import LogJoint, Proposal, as_proposal
+
+__all__ = ["estimate"]
+
+
+def estimate(
+    log_joint: LogJoint,
+    proposal: Distribution | Proposal,
+    bound: Bound = IWAE(),
+    gradient: Gradient | None = None,
+    *,
+    proposal_bound: Bound | None = None,
+    num_samples: int | None = None,
+    samples: Latents | None = None,
+) -> Estimate:
+    r"""Estimate a bound of log p(x) for each datum, with the gradient that the chosen estimator gives.
+
+    Draws :math:`z_{1..K}` from the proposal, evaluates :math:`\log w_k = \log p(x, z_k) - \log q(z_k)` once, and
+    returns the bound of these weights. ``(-estimate.value.mean()).backward()`` then runs the estimator's backward.
+
+    Args:
+        log_joint: latents to ``(K, *batch)`` nats of log p(x, z); closes over the data and the model. Datum i may
+            depend on the latents of datum i alone.
+        proposal: a torch ``Distribution`` with batch shape ``batch``, or :class:`iwbounds.Proposal`.
+        bound: what to estimate.
+        gradient: how its backward is made. None: :class:`iwbounds.DReG` where the proposal is reparameterised
+            (:class:`iwbounds.Reparameterized` if the bound is not smooth), else :class:`iwbounds.VIMCO`
+            (:class:`iwbounds.ScoreFunction` for one sample).
+        proposal_bound: another bound for the proposal's gradient, the model keeping ``bound``. With
+            ``bound=IWAE(), proposal_bound=MIWAE(groups)`` this is PIWAE.
+        num_samples: K, 64 unless ``samples`` are given.
+        samples: latents already drawn, ``(K, *batch, *event)``; then nothing is drawn.
+
+    Returns:
+        An :class:`iwbounds.Estimate`: ``value`` ``(*batch)`` nats in at least float32, ``log_weights``, ``direction``
+        and diagnostics. Under ``torch.no_grad()``, the value alone.
+
+    Raises:
+        TypeError: a callable returns no floating tensor, or mixes float32 with float64.
+        ValueError: a wrong shape, device or number of samples; a pathwise gradient without a reparameterised sample; a
+            gradient that is wrong for the bound. Each says what was expected and found, and what to do.
+
+    Values are not inspected: NaN stays in its own datum, a datum whose log-joints are all −inf gives −inf with
+    gradient 0.
+
+    >>> import torch, iwbounds as iw
+    >>> x, loc = torch.tensor([0.0, 1.0]), torch.zeros(2, requires_grad=True)
+    >>> prior, q = torch.distributions.Normal(0.0, 1.0), torch.distributions.Normal(loc, 0.8)
+    >>> log_joint = lambda z: prior.log_prob(z) + torch.distributions.Normal(z, 1.0).log_prob(x)
+    >>> estimate = iw.estimate(log_joint, q, num_samples=100)
+    >>> (-estimate.value.mean()).backward()
+    >>> loc.grad.shape
+    torch.Size([2])
+    """
+    log_joint, proposal = as_proposal(proposal).extended(log_joint)
+    gradient = gradient or default_gradient(bound, proposal, num_samples, samples)
+    rule = Rule(bound, gradient, proposal_bound)
+    latents = draw(proposal, rule, num_samples, samples)
+    route = route_for(gradient)(log_joint, proposal, latents)
+    with torch.no_grad():
+        log_w = log_weights(route)
+        value = bound(log_w)
+    if torch.is_grad_enabled():
+        with torch.no_grad():
+            coefficients = rule.coefficients(log_w)
+        value = attach(value, [*route.channels(coefficients), *coefficients.extra])
+    return Estimate(value, log_w, bound.direction)

@@ -1,0 +1,142 @@
+"""Which densities see which latents, for each kind of gradient, and which coefficient goes where.
+
+A route evaluates both log-densities once, when it is made, and later turns coefficients into channels for
+:func:`iwbounds.engine.routing.attach`. The coefficients need the log-weights, hence the two steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, TypeAlias
+
+import torch
+from torch import Tensor
+
+from iwbounds.checks import check_latents, check_log_density, check_log_joint, full_precision
+from iwbounds.engine.routing import Gate, Linearized, pullback
+from iwbounds.gradients import Coefficients, Gradient
+from iwbounds.latents import Latents, latent_leaves
+from iwbounds.proposals import LogJoint, Proposal
+
+__all__ = ["Channels", "PathRoute", "Route", "ScoreRoute", "TotalRoute", "TracedPathRoute", "log_weights", "route_for"]
+
+Channels: TypeAlias = Sequence[tuple[Tensor, Tensor | None]]
+
+
+class Route(Protocol):
+    """Both log-densities of all samples, and the channels that lead from them to the parameters."""
+
+    log_p: Tensor
+    log_q: Tensor
+
+    def __init__(self, log_joint: LogJoint, proposal: Proposal, latents: Latents) -> None: ...
+
+    def channels(self, coefficients: Coefficients) -> Channels:
+        """Pairs of a tensor in the graph and the multiplier that its gradient gets."""
+
+
+def route_for(gradient: Gradient) -> type[Route]:
+    """The cheapest route that serves ``gradient``."""
+    if not gradient.pathwise:
+        return ScoreRoute
+    if gradient.total:
+        return TotalRoute
+    return TracedPathRoute if torch.compiler.is_compiling() else PathRoute
+
+
+class TotalRoute:
+    """The total derivative: both densities at the live latents, log q with the opposite of log p's coefficient."""
+
+    def __init__(self, log_joint: LogJoint, proposal: Proposal, latents: Latents) -> None:
+        self.log_q = evaluate_proposal(proposal, latents)
+        refuse_missing_path(proposal, latents, self.log_q)
+        self.log_p = check_log_joint(log_joint(latents), self.log_q)
+
+    def channels(self, coefficients: Coefficients) -> Channels:
+        return [(self.log_p, coefficients.model), (self.log_q, coefficients.score)]
+
+
+class PathRoute:
+    """Three separate channels: the log-joint behind a gate, the log-proposal linearised."""
+
+    def __init__(self, log_joint: LogJoint, proposal: Proposal, latents: Latents) -> None:
+        self._linearized = Linearized(lambda z: evaluate_proposal(proposal, z), latents)
+        self.log_q = self._linearized.value
+        refuse_missing_path(proposal, latents, self.log_q)
+        self._gate = Gate()
+        self.log_p = check_log_joint(log_joint(self._gate(latents)), self.log_q)
+
+    def channels(self, coefficients: Coefficients) -> Channels:
+        (a, b), s = coefficients.model_and_path, coefficients.score
+        return [
+            (self.log_p, self._gate.open(a, b)),
+            *self._linearized.path_channels(b, keep_graph=s is not None),
+            (self.log_q, s),
+        ]
+
+
+class TracedPathRoute:
+    """:class:`PathRoute` for ``torch.compile``, which can trace neither a gate that is set later nor autograd.grad.
+
+    Two vector-Jacobian products of the log-joint instead of one: its samples' gradients are taken on the way.
+    """
+
+    def __init__(self, log_joint: LogJoint, proposal: Proposal, latents: Latents) -> None:
+        self._latents = [z for z in latent_leaves(latents) if z.requires_grad]
+        self.log_q, self._pull_q = pullback(lambda z: evaluate_proposal(proposal, z), latents)
+        refuse_missing_path(proposal, latents, self.log_q)
+        self.log_p, self._pull_p = pullback(lambda z: check_log_joint(log_joint(z), self.log_q), latents)
+
+    def channels(self, coefficients: Coefficients) -> Channels:
+        (a, b), s = coefficients.model_and_path, coefficients.score
+        slopes = [p - q for p, q in zip(self._pull_p(b), self._pull_q(b), strict=True)]
+        return [(self.log_p, a), *zip(self._latents, slopes, strict=True), (self.log_q, s)]
+
+
+class ScoreRoute:
+    """Samples held fixed: the explicit parameters of both densities.
+
+    Of mixed latents, the reparameterised parts are live, and enter every density. Their own log-proposals are then
+    part of the total derivative (coefficient −a), and those of the fixed parts get the score coefficient.
+    """
+
+    def __init__(self, log_joint: LogJoint, proposal: Proposal, latents: Latents) -> None:
+        self._live = [z.requires_grad for z in latent_leaves(latents)]
+        self._parts = proposal.log_prob_parts(latents)
+        self.log_q = checked_log_q(sum(self._parts[1:], self._parts[0]), latents)
+        self.log_p = check_log_joint(log_joint(latents), self.log_q)
+
+    def channels(self, coefficients: Coefficients) -> Channels:
+        a, s = coefficients.model, coefficients.score
+        if len(self._parts) == 1:
+            return [(self.log_p, a), (self.log_q, s)]
+        minus_a = None if a is None else -a
+        parts = [(part, minus_a if live else s) for part, live in zip(self._parts, self._live, strict=True)]
+        return [(self.log_p, a), *parts]
+
+
+def log_weights(route: Route) -> Tensor:
+    """Detached log p − log q, ``(K, *batch)``, in at least float32."""
+    dtype = full_precision(route.log_q.dtype)
+    return route.log_p.detach().to(dtype) - route.log_q.detach().to(dtype)
+
+
+def evaluate_proposal(proposal: Proposal, latents: Latents) -> Tensor:
+    """The proposal's log-density, of a known shape ``(K, *batch)``."""
+    parts = proposal.log_prob_parts(latents)
+    return checked_log_q(sum(parts[1:], parts[0]), latents)
+
+
+def checked_log_q(log_q: object, latents: Latents) -> Tensor:
+    """``log_q``, known to be a floating tensor with the samples' number along its first axis."""
+    return check_log_density("the proposal's log_prob", log_q, check_latents(latents, None))
+
+
+def refuse_missing_path(proposal: Proposal, latents: Latents, log_q: Tensor) -> None:
+    """Raise where the proposal's parameters want a gradient that no latent carries."""
+    if log_q.requires_grad and not any(z.requires_grad for z in latent_leaves(latents)):
+        raise ValueError(
+            f"expected samples that carry the gradient of the parameters of {proposal.name}, as a pathwise gradient "
+            "differentiates through them; got samples without a graph (drawn by sample, detached, or under no_grad). "
+            "Draw them by rsample, or use a gradient that needs none: VIMCO(), ScoreFunction()."
+        )

@@ -1,0 +1,20 @@
+"""Gradient estimators: three coefficients per sample, computed from a bound's derivatives."""
+
+from iwbounds.gradients.base import Coefficients, Gradient
+from iwbounds.gradients.reparameterized import STL, DReG, Reparameterized
+from iwbounds.gradients.score import OVIS, VIMCO, RunningMean, ScoreFunction
+from iwbounds.gradients.wake import DReGWake, Wake
+
+__all__ = [
+    "OVIS",
+    "STL",
+    "VIMCO",
+    "Coefficients",
+    "DReG",
+    "DReGWake",
+    "Gradient",
+    "Reparameterized",
+    "RunningMean",
+    "ScoreFunction",
+    "Wake",
+]

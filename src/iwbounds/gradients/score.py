@@ -1,0 +1,174 @@
+"""Score-function estimators, for proposals that cannot be reparameterised: REINFORCE, VIMCO and OVIS."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from iwbounds.bounds import IWAE, Bound
+from iwbounds.gradients.base import Coefficients, Gradient
+from iwbounds.logspace import finite_maximum, leave_one_out_log_mean_exp, log_mean_exp, normalized_weights
+
+__all__ = ["OVIS", "VIMCO", "RunningMean", "ScoreFunction"]
+
+
+class RunningMean:
+    """A baseline: an exponential moving average, over calls, of the batch's mean bound.
+
+    The average of the calls *before* is used, so the baseline is independent of the samples and adds no bias.
+
+    >>> baseline = RunningMean(decay=0.5)
+    >>> baseline.update(torch.tensor([2.0, 4.0]))
+    >>> baseline()
+    tensor(3.)
+    """
+
+    def __init__(self, decay: float = 0.99) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(f"expected a decay in [0, 1); got {decay}.")
+        self.decay = decay
+        self.state: Tensor | None = None
+
+    def __call__(self) -> Tensor:
+        return torch.zeros(()) if self.state is None else self.state
+
+    def update(self, value: Tensor) -> None:
+        """Take in the bound of a batch; data whose bound is not finite are left out."""
+        finite = torch.where(value.isfinite(), value, 0.0)
+        mean = finite.sum() / value.isfinite().sum().clamp_min(1)
+        self.state = mean if self.state is None else self.decay * self.state + (1 - self.decay) * mean
+
+
+@dataclass(frozen=True)
+class ScoreFunction(Gradient):
+    r"""The score-function gradient (REINFORCE), with an optional baseline :math:`\beta`.
+
+    .. math:: a_k = c_k, \qquad b_k = 0, \qquad s_k = L - \beta - c_k
+
+    Unbiased for every bound and any baseline that does not depend on :math:`z_k`; of high variance. Prefer
+    :class:`VIMCO` for K ≥ 2.
+
+    Args:
+        baseline: None; or a callable without arguments (closing over the data) that returns ``(*batch)`` nats. If what
+            it returns requires grad it is *learned*: the same backward adds the gradient of
+            :math:`-\tfrac12 (L-\beta)^2` to its parameters. :class:`RunningMean` keeps an average over calls.
+
+    Edge cases: a datum whose bound is −inf has score 0.
+
+    Reference: Williams (1992), Simple statistical gradient-following algorithms; Mnih and Gregor (2014), Neural
+    Variational Inference and Learning, arXiv:1402.0030, section 2.3.
+
+    >>> from iwbounds import IWAE
+    >>> ScoreFunction().coefficients(IWAE(), torch.zeros(2, 1)).score.squeeze(1)
+    tensor([-0.5000, -0.5000])
+    """
+
+    baseline: Callable[[], Tensor] | None = None
+
+    def coefficients(self, bound: Bound, log_w: Tensor) -> Coefficients:
+        c, value = bound.gradient(log_w), bound(log_w)
+        if self.baseline is None:
+            return Coefficients(model=c, score=finite_or_zero(value - c))
+        with torch.enable_grad():
+            baseline = torch.as_tensor(self.baseline(), device=value.device).expand_as(value)
+        advantage = value - baseline.detach().to(value.dtype)
+        if isinstance(self.baseline, RunningMean):
+            self.baseline.update(value)
+        learned = ((baseline, finite_or_zero(advantage).unsqueeze(0)),)
+        return Coefficients(model=c, score=finite_or_zero(advantage - c), extra=learned)
+
+
+@dataclass(frozen=True)
+class VIMCO(Gradient):
+    r"""The score-function gradient of any bound, with a leave-one-out baseline for each sample.
+
+    .. math:: a_k = c_k, \qquad b_k = 0, \qquad s_k = (L - L_{-k}) - c_k
+
+    :math:`L_{-k}` is the bound with :math:`\log w_k` replaced by the arithmetic mean of the other weights (for IWAE
+    this is IWAE of the other K − 1) or by their geometric mean. Unbiased for every bound. O(K) time and memory where
+    the bound has a closed form for it, O(K²) time otherwise. At K = 1 there are no others: :math:`L_{-k} = 0`.
+
+    Args:
+        geometric: replace by the geometric mean, as the paper does; arithmetic by default.
+
+    Edge cases: where L or :math:`L_{-k}` is infinite (all other weights are zero) the score is 0.
+
+    Reference: Mnih and Rezende (2016), Variational Inference for Monte Carlo Objectives, arXiv:1602.06725, eq. 7–10.
+
+    >>> from iwbounds import IWAE
+    >>> VIMCO().coefficients(IWAE(), torch.tensor([[0.0], [0.0]])).score.squeeze(1)
+    tensor([-0.5000, -0.5000])
+    """
+
+    geometric: bool = False
+
+    def coefficients(self, bound: Bound, log_w: Tensor) -> Coefficients:
+        if log_w.shape[0] == 1:
+            return ScoreFunction().coefficients(bound, log_w)
+        log_w = log_w - finite_maximum(log_w, 0)  # L - L_{-k} is a difference: keep both small
+        c = bound.gradient(log_w)
+        advantage = bound(log_w) - bound.leave_one_out(log_w, geometric=self.geometric)
+        return Coefficients(model=c, score=finite_or_zero(advantage - c))
+
+
+@dataclass(frozen=True)
+class OVIS(Gradient):
+    r"""The score-function gradient of IWAE with control variates that are optimal for many samples.
+
+    .. math:: a_k = \tilde w_k, \qquad b_k = 0, \qquad
+              s_k = -\log(1-\tilde w_k) - (1-\gamma)\,\tilde w_k + \gamma\log(1-\tfrac1K)
+
+    γ = 0 is unbiased, and its signal-to-noise ratio grows with K. γ = 1 has less variance at low effective sample size;
+    **its expectation is the gradient of the bound plus that of the wake-φ update**, which does not vanish with K.
+
+    Args:
+        gamma: in [0, 1].
+
+    Edge cases: where all other weights are zero the score is 0.
+
+    Raises:
+        ValueError: ``gamma`` outside [0, 1]; a bound other than IWAE; fewer than two samples.
+
+    Reference: Liévin, Dittadi, Christensen and Winther (2020), Optimal Variance Control of the Score Function Gradient
+    Estimator for Importance Weighted Bounds, arXiv:2008.01998, eq. 10 and 13.
+
+    >>> from iwbounds import IWAE
+    >>> OVIS(0.0).coefficients(IWAE(), torch.zeros(2, 1)).score.squeeze(1)
+    tensor([0.1931, 0.1931])
+    """
+
+    gamma: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.gamma <= 1:
+            raise ValueError(f"expected gamma in [0, 1]; got {self.gamma}. 0 is unbiased.")
+
+    def check(self, bound: Bound) -> None:
+        if not isinstance(bound, IWAE):
+            raise ValueError(f"{self!r} is derived for IWAE alone; got {bound!r}. Use VIMCO() for other bounds.")
+
+    def coefficients(self, bound: Bound, log_w: Tensor) -> Coefficients:
+        self.check(bound)
+        count = log_w.shape[0]
+        if count < 2:
+            raise ValueError(f"{self!r} needs at least 2 samples; got {count}. Use ScoreFunction() for one.")
+        log_w = log_w - finite_maximum(log_w, 0)
+        w = normalized_weights(log_w)
+        log_share = math.log1p(-1 / count)
+        log_rest = leave_one_out_log_mean_exp(log_w) - log_mean_exp(log_w) + log_share  # log(1 - w)
+        excess = torch.where(w < 0.05, _log1p_excess(w), -log_rest - w)
+        return Coefficients(model=w, score=finite_or_zero(excess + self.gamma * (w + log_share)))
+
+
+def _log1p_excess(w: Tensor) -> Tensor:
+    """−log(1 − w) − w for small w, by its series: the difference would cancel."""
+    return w * w * (1 / 2 + w * (1 / 3 + w * (1 / 4 + w * (1 / 5 + w * (1 / 6 + w * (1 / 7 + w / 8))))))
+
+
+def finite_or_zero(x: Tensor) -> Tensor:
+    """``x`` with ±inf set to 0. NaN stays where an infinity did not make it: in a datum with a NaN weight."""
+    return x.nan_to_num(nan=torch.nan, posinf=0.0, neginf=0.0)

@@ -1,0 +1,79 @@
+r"""Leave-one-out log-mean-exp of every element in O(K), without the cancellation of ``log(total - e_k)``.
+
+With ``m`` the maximum and ``R = sum of exp(x_j - m)`` over all j but the arg-max, leaving out any k but the arg-max
+leaves ``1 + (R - e_k)``, a sum that is at least one: ``m + log1p(R - e_k)`` is well conditioned. Leaving out the
+arg-max leaves a log-sum-exp of the rest, taken about *its* maximum. The textbook ``log(total - e_k)`` is infinite or
+NaN as soon as one weight dominates.
+
+Means of the others' log-weights (the geometric version) are sums of finite entries, with the dead ones counted apart.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from iwbounds.logspace.mean import finite_part, log_mean_exp, promoted
+
+__all__ = ["leave_one_out_log_mean_exp", "leave_one_out_mean"]
+
+
+def leave_one_out_log_mean_exp(x: Tensor, dim: int = 0) -> Tensor:
+    r"""Log-mean-exp of all the other elements, for every element.
+
+    .. math:: \operatorname{loo}_k(x) = \log\frac1{K-1}\sum_{j\ne k} e^{x_j}
+
+    Time and memory O(K); differentiable to any order.
+
+    Args:
+        x: log-weights in nats, any shape, with at least two along ``dim``.
+        dim: the axis to reduce.
+
+    Returns:
+        The shape of ``x``, in at least float32.
+
+    Edge cases: −inf where all others are −inf (gradient 0), +inf where another is +inf; NaN stays in its own row.
+
+    Raises:
+        TypeError: not a floating-point tensor.
+        ValueError: fewer than two elements along ``dim``.
+
+    >>> leave_one_out_log_mean_exp(torch.tensor([0.0, 0.0, 1000.0]))
+    tensor([999.3068, 999.3068,   0.0000])
+    """
+    x = promoted(x, dim)
+    count = x.shape[dim]
+    if count < 2:
+        raise ValueError(f"expected at least 2 samples along axis {dim} to leave one out; got shape {tuple(x.shape)}.")
+    if count == 2:
+        return x.flip(dim)
+    top = x.detach().argmax(dim, keepdim=True)
+    is_top = torch.zeros_like(x, dtype=torch.bool).scatter(dim, top, True)
+    rest = x.masked_fill(is_top, -torch.inf)
+    without_top = log_mean_exp(rest, dim).unsqueeze(dim) + math.log(count / (count - 1))
+    with_top = _log_sum_exp_with_top(x.gather(dim, top), rest, dim) - math.log(count - 1)
+    return torch.where(is_top, without_top, with_top)
+
+
+def _log_sum_exp_with_top(top: Tensor, rest: Tensor, dim: int) -> Tensor:
+    """``m + log1p(R - e_k)`` for every k but the arg-max, whose entry of ``rest`` is −inf.
+
+    ``top`` enters as ``expm1(top - m)``: zero in value, one in derivative. The clamp is active in dead rows only.
+    """
+    maximum = top.detach()
+    shift = finite_part(maximum)
+    exp = (rest - shift).masked_fill(maximum.isposinf(), -torch.inf).exp()
+    others = (exp.sum(dim, keepdim=True) - exp).clamp_min(0.0)
+    return maximum + (others + torch.expm1(top - shift)).clamp_min(-0.5).log1p()
+
+
+def leave_one_out_mean(x: Tensor, dim: int = 0) -> Tensor:
+    """Mean of all the other elements along ``dim``, for every element; −inf where another is −inf."""
+    x = promoted(x, dim)
+    dead = x.isneginf()
+    alive = x.masked_fill(dead, 0.0)
+    mean = (alive.sum(dim, keepdim=True) - alive) / (x.shape[dim] - 1)
+    others_dead = dead.sum(dim, keepdim=True) - dead.to(torch.int64)
+    return mean.masked_fill(others_dead > 0, -torch.inf)

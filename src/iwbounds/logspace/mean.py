@@ -1,0 +1,134 @@
+r"""Log-mean-exp and normalised weights, stable in value and in gradient.
+
+For ``x`` with maximum ``m`` along the reduced axis of size ``K``,
+
+.. math:: \log\frac1K\sum_k e^{x_k} = m + \log\frac1K\sum_k e^{x_k - m}.
+
+``m`` is detached: the sum does not depend on it, so derivatives of every order are exact, and the first one,
+``e^{x - m} / sum``, sums to one at any magnitude (``exp(x - logsumexp(x))`` is 65 % off at 1e7 in float32).
+The logarithm is then corrected once by its own residual, ``log1p(mean(expm1(x - value)))``: without it, weights that
+differ by 1e-8 would give a value that is wrong by 1e-7, above the maximum or below the mean.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "finite_maximum",
+    "finite_part",
+    "log_mean_exp",
+    "normalized_weights",
+    "promoted",
+    "shifted_exp",
+]
+
+
+class ShiftedExp(NamedTuple):
+    """The pieces that every reduction in log-space is made of; the reduced axis is kept with size 1."""
+
+    shifted: Tensor
+    """``x - m``, with infinite ``m`` taken as 0 so that dead rows stay free of NaN."""
+    exp: Tensor
+    """``exp(x - m)``."""
+    total: Tensor
+    """Sum of ``exp``; 0.5 without gradient where every entry is −inf (a living row's sum is at least 1)."""
+    maximum: Tensor
+    """``m`` itself, detached."""
+
+
+def promoted(x: Tensor, dim: int = 0) -> Tensor:
+    """``x`` in at least float32, after the checks that every log-space reduction makes on its argument.
+
+    Raises:
+        TypeError: ``x`` is not a tensor of a real floating dtype.
+        ValueError: ``x`` has no axis ``dim``, or that axis has size 0 (a mean over nothing).
+    """
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        found = f"a tensor of {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(f"expected a floating-point tensor of log-weights; got {found}. Convert it with .float().")
+    if not -x.ndim <= dim < x.ndim:
+        raise ValueError(f"expected a tensor with an axis {dim} to reduce; got shape {tuple(x.shape)}.")
+    if x.shape[dim] == 0:
+        raise ValueError(f"expected at least one sample along axis {dim}; got shape {tuple(x.shape)}.")
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def finite_part(maximum: Tensor) -> Tensor:
+    """A maximum that can be subtracted: ±inf become 0, NaN stays."""
+    return maximum.nan_to_num(nan=torch.nan, posinf=0.0, neginf=0.0)
+
+
+def finite_maximum(x: Tensor, dim: int) -> Tensor:
+    """The detached maximum along ``dim`` (kept with size 1), 0 where it is infinite."""
+    return finite_part(x.detach().amax(dim, keepdim=True))
+
+
+def shifted_exp(x: Tensor, dim: int) -> ShiftedExp:
+    """Exponentials relative to the detached maximum along ``dim``, and their sum."""
+    maximum = x.detach().amax(dim, keepdim=True)
+    shifted = x - finite_part(maximum)
+    exp = shifted.exp()
+    return ShiftedExp(shifted, exp, exp.sum(dim, keepdim=True).clamp_min(0.5), maximum)
+
+
+def log_mean_exp(x: Tensor, dim: int = 0) -> Tensor:
+    r"""Logarithm of the mean of exponentials along one axis.
+
+    .. math:: \operatorname{lme}(x) = \log\frac1K\sum_{k=1}^K e^{x_k}
+
+    The gradient is :func:`normalized_weights`; derivatives of any order, forward-mode AD and ``torch.func`` transforms
+    work. Empty batches are fine.
+
+    Args:
+        x: log-weights in nats, any shape; float16 and bfloat16 are computed and returned in float32.
+        dim: the axis to reduce.
+
+    Returns:
+        ``x`` without axis ``dim``, in at least float32.
+
+    Edge cases: a row of −inf gives −inf with gradient 0. A +inf entry gives +inf, and a NaN gradient for that entry,
+    because a +inf log-weight is an error of the model. NaN stays in its own row.
+
+    Raises:
+        TypeError: not a floating-point tensor.
+        ValueError: no axis ``dim``, or an axis of size 0.
+
+    >>> log_mean_exp(torch.tensor([0.0, 0.0, 0.0]))
+    tensor(0.)
+    >>> log_mean_exp(torch.tensor([[1e7, -torch.inf], [1e7, -torch.inf]]))
+    tensor([10000000.,       -inf])
+    """
+    x = promoted(x, dim)
+    shifted, _, total, maximum = shifted_exp(x, dim)
+    log_mean = (total / x.shape[dim]).log()
+    residual = torch.expm1(shifted.detach() - log_mean.detach()).mean(dim, keepdim=True).log1p()
+    correction = residual.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+    return (maximum + (log_mean + correction)).squeeze(dim)
+
+
+def normalized_weights(log_w: Tensor, dim: int = 0) -> Tensor:
+    r"""Self-normalised importance weights, a softmax that sums to one at any magnitude.
+
+    .. math:: \tilde w_k = e^{\log w_k} / \sum_j e^{\log w_j}
+
+    Args:
+        log_w: log-weights in nats, any shape.
+        dim: the axis that the weights sum to one along.
+
+    Returns:
+        Weights of the shape of ``log_w``, in at least float32.
+
+    Edge cases: −inf has weight exactly 0; a row of −inf has all weights 0; +inf has weight NaN.
+
+    Raises:
+        TypeError, ValueError: as :func:`log_mean_exp`.
+
+    >>> normalized_weights(torch.tensor([0.0, -torch.inf, 0.0]))
+    tensor([0.5000, 0.0000, 0.5000])
+    """
+    _, exp, total, _ = shifted_exp(promoted(log_w, dim), dim)
+    return exp / total

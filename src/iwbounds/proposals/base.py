@@ -1,0 +1,80 @@
+"""What the engine asks of a proposal: draw latents, and evaluate their log-density."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from torch import Tensor
+from torch.distributions import Distribution
+
+from iwbounds.latents import Latents, latent_leaves
+
+__all__ = ["LogJoint", "Proposal", "as_proposal"]
+
+LogJoint: TypeAlias = Callable[[Latents], Tensor]
+"""The user's log p(x, z): latents to ``(K, *batch)`` nats."""
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A proposal made of callables, for whatever is not a torch ``Distribution``.
+
+    Args:
+        sample: called once, positionally, with ``(num_samples,)``; returns latents, each ``(K, *batch, *event)``.
+            Differentiable (as ``rsample``) in its reparameterised parts.
+        log_prob: gets exactly what ``sample`` returned; gives ``(K, *batch)`` nats. With mixed latents, one such
+            tensor per part, in the structure of the latents.
+        reparameterized: whether the samples carry the gradient of the proposal's parameters; for mixed latents, a
+            tuple or dict of booleans that mirrors them.
+
+    >>> import torch
+    >>> shift = torch.zeros(3, requires_grad=True)
+    >>> q = Proposal(sample=lambda shape: shift + torch.randn(*shape, 3),
+    ...              log_prob=lambda z: torch.distributions.Normal(shift, 1.0).log_prob(z))
+    >>> q.sample((5,)).shape
+    torch.Size([5, 3])
+    """
+
+    sample: Callable[[tuple[int]], Latents]
+    log_prob: Callable[[Latents], Any]
+    reparameterized: Any = True
+    name: str = "the proposal"
+    """How messages call it."""
+
+    @property
+    def pathwise(self) -> bool:
+        """Whether every part is reparameterised."""
+        return all(latent_leaves(self.reparameterized))
+
+    @property
+    def mixed(self) -> bool:
+        """Whether some parts are reparameterised and some are not."""
+        return len(set(latent_leaves(self.reparameterized))) > 1
+
+    def log_prob_parts(self, latents: Latents) -> list[Any]:
+        """One log-density per part where ``reparameterized`` speaks of parts, else the one there is."""
+        log_q = self.log_prob(latents)
+        return [log_q] if isinstance(self.reparameterized, bool) else list(latent_leaves(log_q))
+
+    def extended(self, log_joint: LogJoint) -> tuple[LogJoint, Proposal]:
+        """The log-joint and the proposal that the engine works on; they differ from the user's for extended latents."""
+        return log_joint, self
+
+
+def as_proposal(proposal: Distribution | Proposal) -> Proposal:
+    """The engine's view of whatever a user may pass as a proposal.
+
+    Raises:
+        TypeError: neither a torch ``Distribution`` nor an :class:`Proposal`.
+    """
+    if isinstance(proposal, Proposal):
+        return proposal
+    if isinstance(proposal, Distribution):
+        sample = proposal.rsample if proposal.has_rsample else proposal.sample
+        return Proposal(sample, proposal.log_prob, proposal.has_rsample, type(proposal).__name__)
+    raise TypeError(
+        f"expected the proposal to be a torch Distribution, an iwbounds.Proposal or an iwbounds.HierarchicalProposal; "
+        f"got {type(proposal).__name__}. Wrap its two callables: iwbounds.Proposal(sample=…, log_prob=…)."
+    )
