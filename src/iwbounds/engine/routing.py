@@ -128,5 +128,5 @@ def pullback(density: Callable[[Latents], Tensor], latents: Latents) -> tuple[Te
         left = iter(leaves)
         return density(map_latents(lambda z: next(left) if z.requires_grad else z, latents))
 
-    value, vjp = torch.func.vjp(of_live, *live)
+    value, vjp = torch.func.vjp(of_live, *live)  # type: ignore[misc]
     return value, lambda multipliers: [grad.detach() for grad in vjp(multipliers.to(value.dtype))]

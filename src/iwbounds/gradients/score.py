@@ -72,14 +72,14 @@ class ScoreFunction(Gradient):
     def coefficients(self, bound: Bound, log_w: Tensor) -> Coefficients:
         c, value = bound.gradient(log_w), bound(log_w)
         if self.baseline is None:
-            return Coefficients(model=c, score=finite_or_zero(value - c))
+            return Coefficients(model=c, score=scores(value - c, value))
         with torch.enable_grad():
             baseline = torch.as_tensor(self.baseline(), device=value.device).expand_as(value)
         advantage = value - baseline.detach().to(value.dtype)
         if isinstance(self.baseline, RunningMean):
             self.baseline.update(value)
-        learned = ((baseline, finite_or_zero(advantage).unsqueeze(0)),)
-        return Coefficients(model=c, score=finite_or_zero(advantage - c), extra=learned)
+        learned = ((baseline, scores(advantage, value).unsqueeze(0)),)
+        return Coefficients(model=c, score=scores(advantage - c, value), extra=learned)
 
 
 @dataclass(frozen=True)
@@ -110,9 +110,9 @@ class VIMCO(Gradient):
         if log_w.shape[0] == 1:
             return ScoreFunction().coefficients(bound, log_w)
         log_w = log_w - finite_maximum(log_w, 0)  # L - L_{-k} is a difference: keep both small
-        c = bound.gradient(log_w)
-        advantage = bound(log_w) - bound.leave_one_out(log_w, geometric=self.geometric)
-        return Coefficients(model=c, score=finite_or_zero(advantage - c))
+        c, value = bound.gradient(log_w), bound(log_w)
+        advantage = value - bound.leave_one_out(log_w, geometric=self.geometric)
+        return Coefficients(model=c, score=scores(advantage - c, value))
 
 
 @dataclass(frozen=True)
@@ -157,11 +157,11 @@ class OVIS(Gradient):
         if count < 2:
             raise ValueError(f"{self!r} needs at least 2 samples; got {count}. Use ScoreFunction() for one.")
         log_w = log_w - finite_maximum(log_w, 0)
-        w = normalized_weights(log_w)
+        w, value = normalized_weights(log_w), log_mean_exp(log_w)
         log_share = math.log1p(-1 / count)
-        log_rest = leave_one_out_log_mean_exp(log_w) - log_mean_exp(log_w) + log_share  # log(1 - w)
+        log_rest = leave_one_out_log_mean_exp(log_w) - value + log_share  # log(1 - w)
         excess = torch.where(w < 0.05, _log1p_excess(w), -log_rest - w)
-        return Coefficients(model=w, score=finite_or_zero(excess + self.gamma * (w + log_share)))
+        return Coefficients(model=w, score=scores(excess + self.gamma * (w + log_share), value))
 
 
 def _log1p_excess(w: Tensor) -> Tensor:
@@ -169,6 +169,6 @@ def _log1p_excess(w: Tensor) -> Tensor:
     return w * w * (1 / 2 + w * (1 / 3 + w * (1 / 4 + w * (1 / 5 + w * (1 / 6 + w * (1 / 7 + w / 8))))))
 
 
-def finite_or_zero(x: Tensor) -> Tensor:
-    """``x`` with ±inf set to 0. NaN stays where an infinity did not make it: in a datum with a NaN weight."""
-    return x.nan_to_num(nan=torch.nan, posinf=0.0, neginf=0.0)
+def scores(raw: Tensor, value: Tensor) -> Tensor:
+    """``raw`` scores, 0 where they or the bound's ``value`` are infinite; NaN stays where a weight is NaN."""
+    return raw.nan_to_num(nan=torch.nan, posinf=0.0, neginf=0.0).masked_fill(value.isneginf(), 0.0)

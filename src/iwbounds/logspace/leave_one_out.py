@@ -48,7 +48,7 @@ def leave_one_out_log_mean_exp(x: Tensor, dim: int = 0) -> Tensor:
     if count < 2:
         raise ValueError(f"expected at least 2 samples along axis {dim} to leave one out; got shape {tuple(x.shape)}.")
     if count == 2:
-        return x.flip(dim)
+        return x.masked_fill(x.isneginf(), -torch.inf).flip(dim)  # filled, so that a dead one gets no gradient
     top = x.detach().argmax(dim, keepdim=True)
     is_top = torch.zeros_like(x, dtype=torch.bool).scatter(dim, top, True)
     rest = x.masked_fill(is_top, -torch.inf)

@@ -1,0 +1,1 @@
+"""Exact models: expectations by quadrature or enumeration, evidence in closed form."""
