@@ -2,7 +2,7 @@
 
 from iwbounds.bounds import ELBO, IWAE, Bound, Direction, Renyi
 from iwbounds.diagnostics import effective_sample_size, pareto_k
-from iwbounds.engine import Estimate, estimate
+from iwbounds.engine import Estimate, accumulate, estimate, resampling_variance
 from iwbounds.gradients import (
     OVIS,
     STL,
@@ -40,10 +40,12 @@ __all__ = [
     "RunningMean",
     "ScoreFunction",
     "Wake",
+    "accumulate",
     "effective_sample_size",
     "estimate",
     "leave_one_out_log_mean_exp",
     "log_mean_exp",
     "normalized_weights",
     "pareto_k",
+    "resampling_variance",
 ]

@@ -6,9 +6,12 @@ import torch
 from torch.distributions import Distribution
 
 from iwbounds.bounds import IWAE, Bound
+from iwbounds.checks import check_latents
+from iwbounds.engine.chunks import make_route
 from iwbounds.engine.draws import default_gradient, draw
+from iwbounds.engine.resampling import resampled
 from iwbounds.engine.result import Estimate
-from iwbounds.engine.routes import log_weights, route_for
+from iwbounds.engine.routes import log_weights
 from iwbounds.engine.routing import attach
 from iwbounds.engine.rule import Rule
 from iwbounds.gradients import Gradient
@@ -26,6 +29,8 @@ def estimate(
     *,
     proposal_bound: Bound | None = None,
     num_samples: int | None = None,
+    chunk_size: int | None = None,
+    backward_samples: int | None = None,
     samples: Latents | None = None,
 ) -> Estimate:
     r"""Estimate a bound of log p(x) for each datum, with the gradient that the chosen estimator gives.
@@ -44,6 +49,10 @@ def estimate(
         proposal_bound: another bound for the proposal's gradient, the model keeping ``bound``. With
             ``bound=IWAE(), proposal_bound=MIWAE(groups)`` this is PIWAE.
         num_samples: K, 64 unless ``samples`` are given.
+        chunk_size: how many samples to hold in memory at once, the gradient staying exact; each density is then
+            evaluated once more in the backward, under the same random state. None: all.
+        backward_samples: how many samples, of those K, to run the backward on: an unbiased choice that favours large
+            coefficients (see :mod:`iwbounds.engine.resampling`). None: all.
         samples: latents already drawn, ``(K, *batch, *event)``; then nothing is drawn.
 
     Returns:
@@ -71,12 +80,25 @@ def estimate(
     gradient = gradient or default_gradient(bound, proposal, num_samples, samples)
     rule = Rule(bound, gradient, proposal_bound)
     latents = draw(proposal, rule, num_samples, samples)
-    route = route_for(gradient)(log_joint, proposal, latents)
+    differentiate = torch.is_grad_enabled()
+    few = backward_samples if differentiate and _is_fewer(backward_samples, latents) else None
+    with torch.set_grad_enabled(differentiate and few is None):
+        route = make_route(log_joint, proposal, gradient, latents, chunk_size)
     with torch.no_grad():
         log_w = log_weights(route)
         value = bound(log_w)
-    if torch.is_grad_enabled():
-        with torch.no_grad():
-            coefficients = rule.coefficients(log_w)
-        value = attach(value, [*route.channels(coefficients), *coefficients.extra])
-    return Estimate(value, log_w, bound.direction)
+        coefficients = rule.coefficients(log_w) if differentiate else None
+    if coefficients is None:
+        return Estimate(value, log_w, bound.direction)
+    sent = coefficients
+    if few is not None:
+        latents, sent = resampled(latents, coefficients, few)
+        route = make_route(log_joint, proposal, gradient, latents, chunk_size)
+    value = attach(value, [*route.channels(sent), *sent.extra])
+    return Estimate(value, log_w, bound.direction, coefficients)
+
+
+def _is_fewer(backward_samples: int | None, latents: Latents) -> bool:
+    if backward_samples is not None and backward_samples < 1:
+        raise ValueError(f"expected backward_samples of at least 1; got {backward_samples}. None takes all.")
+    return backward_samples is not None and backward_samples < check_latents(latents, None)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from iwbounds.bounds import Direction
 from iwbounds.diagnostics import effective_sample_size, pareto_k
+from iwbounds.gradients import Coefficients
 
 __all__ = ["Estimate"]
 
@@ -29,6 +30,8 @@ class Estimate:
     """``(K, *batch)`` nats, detached, in at least float32."""
     direction: Direction
     """What the expected value is to log p(x)."""
+    coefficients: Coefficients | None = None
+    """What the backward sends down each channel; None where there is no backward."""
 
     @property
     def num_samples(self) -> int:

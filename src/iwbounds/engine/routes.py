@@ -20,7 +20,7 @@ from iwbounds.proposals import LogJoint, Proposal
 
 __all__ = ["Channels", "PathRoute", "Route", "ScoreRoute", "TotalRoute", "TracedPathRoute", "log_weights", "route_for"]
 
-Channels: TypeAlias = Sequence[tuple[Tensor, Tensor | None]]
+Channels: TypeAlias = Sequence[tuple[Tensor | None, Tensor | None]]
 
 
 class Route(Protocol):
@@ -68,11 +68,8 @@ class PathRoute:
 
     def channels(self, coefficients: Coefficients) -> Channels:
         (a, b), s = coefficients.model_and_path, coefficients.score
-        return [
-            (self.log_p, self._gate.open(a, b)),
-            *self._linearized.path_channels(b, keep_graph=s is not None),
-            (self.log_q, s),
-        ]
+        self._linearized.keep_graph = s is not None
+        return [(self.log_p, self._gate.open(a, b)), (self._linearized.path, -b), (self.log_q, s)]
 
 
 class TracedPathRoute:

@@ -47,12 +47,13 @@ class _Attach(torch.autograd.Function):
         return None, *grads, *(None for _ in multipliers)
 
 
-def attach(value: Tensor, channels: Iterable[tuple[Tensor, Tensor | None]]) -> Tensor:
+def attach(value: Tensor, channels: Iterable[tuple[Tensor | None, Tensor | None]]) -> Tensor:
     """``value``, with a backward that sends ``multiplier`` times its gradient to each tensor in ``channels``.
 
-    A second differentiation raises: the multipliers are constants, so it would be silently wrong.
+    Pairs with a None, or with a tensor outside every graph, are dropped. A second differentiation raises: the
+    multipliers are constants, so it would be silently wrong.
     """
-    live = [(tensor, multiplier) for tensor, multiplier in channels if multiplier is not None and tensor.requires_grad]
+    live = [(t, m) for t, m in channels if t is not None and m is not None and t.requires_grad]
     if not live:
         return value
     tensors, multipliers = zip(*live, strict=True)
@@ -97,21 +98,37 @@ class _GateFunction(torch.autograd.Function):
 
 
 class Linearized:
-    """A log-proposal evaluated at detached copies of the latents, and its gradient there on demand."""
+    """A log-proposal at detached copies of the latents, so that its path to them and its own parameters separate.
+
+    ``value`` is the log-density, in the graph of the parameters alone; ``path`` has the same value, and a backward to
+    the latents alone.
+    """
 
     def __init__(self, log_prob: Callable[[Latents], Tensor], latents: Latents) -> None:
-        self._latents = [z for z in latent_leaves(latents) if z.requires_grad]
         copies = map_latents(lambda z: z.detach().requires_grad_() if z.requires_grad else z, latents)
         self._copies = [z for z in latent_leaves(copies) if z.requires_grad]
         self.value = log_prob(copies)
+        self.keep_graph = False
+        self.path: Tensor | None = None
+        if self._copies and self.value.requires_grad:
+            live = [z for z in latent_leaves(latents) if z.requires_grad]
+            self.path = _LinearizedFunction.apply(self.value.detach(), self, *live)  # type: ignore[no-untyped-call]
 
-    def path_channels(self, path: Tensor, keep_graph: bool) -> Sequence[tuple[Tensor, Tensor | None]]:
-        """Each latent with −b ∂log q/∂z. Sample k of datum i enters row (k, i) alone: one call gives every row."""
-        if not (self._copies and self.value.requires_grad):
-            return []
-        upstream = (-path).to(self.value.dtype)
-        slopes = torch.autograd.grad(self.value, self._copies, upstream, retain_graph=keep_graph, allow_unused=True)
-        return list(zip(self._latents, slopes, strict=True))
+    def slopes(self, upstream: Tensor) -> Sequence[Tensor | None]:
+        """upstream · ∂log q/∂z. Sample k of datum i enters row (k, i) alone: one call gives every row."""
+        return torch.autograd.grad(self.value, self._copies, upstream, retain_graph=self.keep_graph, allow_unused=True)
+
+
+class _LinearizedFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, linearized: Linearized, *_latents: Tensor) -> Tensor:
+        ctx.linearized = linearized
+        return value.view_as(value)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, *ctx.linearized.slopes(grad)
 
 
 def pullback(density: Callable[[Latents], Tensor], latents: Latents) -> tuple[Tensor, Callable[[Tensor], list[Tensor]]]:

@@ -1,0 +1,71 @@
+r"""Backward on few samples: an unbiased subset of the terms that a gradient estimator sums over.
+
+Of K samples, m are drawn with probabilities :math:`p_k` proportional to the largest of their coefficients, and each
+drawn copy carries its coefficients times :math:`1/(m p_k)`. The expected number of copies is :math:`m p_k`, so the
+gradient is unbiased; its backward costs m samples instead of K. Systematic resampling (one uniform number per datum)
+makes every number of copies one of the two integers around its expectation.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from iwbounds.gradients import Coefficients
+from iwbounds.latents import Latents, map_latents
+
+__all__ = ["copy_probabilities", "resampled", "resampling_variance", "systematic_indices"]
+
+
+def copy_probabilities(coefficients: Coefficients) -> Tensor:
+    """p ∝ max(|a|, |b|, |s|) per datum, ``(K, *batch)`` float64; uniform for a datum without any coefficient."""
+    used = [c.abs() for c in (coefficients.model, coefficients.path, coefficients.score) if c is not None]
+    size = torch.stack(used).amax(0).double()
+    total = size.sum(0, keepdim=True)
+    return torch.where(total == 0, 1 / size.shape[0], size / total)
+
+
+def systematic_indices(probabilities: Tensor, uniform: Tensor, count: int) -> Tensor:
+    """Indices ``(count, *batch)`` of systematic resampling along axis 0, given one ``uniform`` number per datum."""
+    cumulative = probabilities.cumsum(0).movedim(0, -1)
+    cumulative = (cumulative / cumulative[..., -1:]).contiguous()
+    steps = torch.arange(count, dtype=uniform.dtype, device=uniform.device)
+    positions = ((steps + uniform.unsqueeze(-1)) / count).contiguous()
+    indices = torch.searchsorted(cumulative, positions, right=True)
+    return indices.clamp_max(probabilities.shape[0] - 1).movedim(-1, 0)
+
+
+def resampled(latents: Latents, coefficients: Coefficients, count: int) -> tuple[Latents, Coefficients]:
+    """``count`` samples per datum and their coefficients, whose weighted terms have the expectation of all K."""
+    p = copy_probabilities(coefficients)
+    indices = systematic_indices(p, torch.rand(p.shape[1:], dtype=p.dtype, device=p.device), count)
+    copies = 1 / (count * p.gather(0, indices))
+
+    def chosen(coefficient: Tensor | None) -> Tensor | None:
+        return None if coefficient is None else coefficient.gather(0, indices) * copies.to(coefficient.dtype)
+
+    kept = Coefficients(
+        chosen(coefficients.model), chosen(coefficients.path), chosen(coefficients.score), coefficients.extra
+    )
+    return map_latents(lambda z: _take(z, indices), latents), kept
+
+
+def resampling_variance(coefficients: Coefficients, count: int) -> Tensor:
+    r"""Extra variance of a backward on ``count`` samples, relative to the sum of squares of the coefficients.
+
+    .. math:: \frac{\sum_k c_k^2\, f_k(1-f_k)/(m p_k)^2}{\sum_k c_k^2}, \qquad f_k = m p_k - \lfloor m p_k\rfloor
+
+    Exact where the samples' gradients have the same size and are uncorrelated; ``(*batch)``, c being the model's
+    coefficient (or the first that is used).
+    """
+    expected = count * copy_probabilities(coefficients)
+    fraction = expected - expected.floor()
+    used = next(c for c in (coefficients.model, coefficients.path, coefficients.score) if c is not None).double()
+    extra = torch.where(used == 0, 0.0, used.square() * fraction * (1 - fraction) / expected.square())
+    return extra.sum(0) / used.square().sum(0)
+
+
+def _take(z: Tensor, indices: Tensor) -> Tensor:
+    """``z[indices[j, i], i]`` for every datum i, whole events at a time."""
+    event = z.shape[indices.ndim :]
+    return z.gather(0, indices.reshape(indices.shape + (1,) * len(event)).expand(*indices.shape, *event))
