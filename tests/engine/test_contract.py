@@ -103,16 +103,21 @@ def test_frozen_proposal_and_trainable_model_need_no_path():
     assert scale.grad < 0
 
 
-def test_the_value_differentiates_once():
-    loc = leaf(B, D)
-    value = iw.estimate(log_joint, normal(loc), num_samples=K).value.sum()
-    (grad,) = torch.autograd.grad(value, loc, create_graph=True)
-    with pytest.raises(RuntimeError):
-        torch.autograd.grad(grad.sum(), loc)
-    value = iw.estimate(log_joint, normal(loc), num_samples=K).value.sum()
-    value.backward()
+@pytest.mark.parametrize("gradient", [iw.Reparameterized(), iw.DReG(), iw.VIMCO()], ids=repr)
+def test_the_value_differentiates_once(gradient):
+    loc, theta = leaf(B, D), leaf(value=1.3)
+
+    def value():
+        return iw.estimate(lambda z: theta**2 * log_joint(z), normal(loc), gradient=gradient, num_samples=K).value.sum()
+
+    for parameter in (theta, loc):
+        (grad,) = torch.autograd.grad(value(), parameter, create_graph=True)
+        with pytest.raises(RuntimeError, match="differentiated once"):
+            torch.autograd.grad(grad.sum(), parameter)
+    once = value()
+    once.backward()
     with pytest.raises(RuntimeError, match="second time"):
-        value.backward()
+        once.backward()
 
 
 def test_samples_fix_the_number_and_nothing_is_drawn():

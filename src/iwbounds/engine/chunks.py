@@ -50,8 +50,7 @@ class ChunkedRoute:
         proposal = dataclasses.replace(proposal, log_prob=_checkpointed(proposal.log_prob))
         self._sizes = [chunk.shape[0] for chunk in torch.split(next(latent_leaves(latents)), chunk_size)]
         self._routes = [route(log_joint, proposal, chunk) for chunk in split_latents(latents, chunk_size)]
-        self.log_p = torch.cat([chunk.log_p.detach() for chunk in self._routes])
-        self.log_q = torch.cat([chunk.log_q.detach() for chunk in self._routes])
+        self.log_w = torch.cat([chunk.log_w for chunk in self._routes])
 
     def channels(self, coefficients: Coefficients) -> Channels:
         parts = zip(*(_split(c, self._sizes) for c in _three(coefficients)), strict=True)

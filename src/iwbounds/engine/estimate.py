@@ -11,7 +11,6 @@ from iwbounds.engine.chunks import make_route
 from iwbounds.engine.draws import default_gradient, draw
 from iwbounds.engine.resampling import resampled
 from iwbounds.engine.result import Estimate
-from iwbounds.engine.routes import log_weights
 from iwbounds.engine.routing import attach
 from iwbounds.engine.rule import Rule
 from iwbounds.gradients import Gradient
@@ -85,7 +84,7 @@ def estimate(
     with torch.set_grad_enabled(differentiate and few is None):
         route = make_route(log_joint, proposal, gradient, latents, chunk_size)
     with torch.no_grad():
-        log_w = log_weights(route)
+        log_w = route.log_w
         value = bound(log_w)
         coefficients = rule.coefficients(log_w) if differentiate else None
     if coefficients is None:

@@ -18,16 +18,16 @@ from iwbounds.gradients import Coefficients, Gradient
 from iwbounds.latents import Latents, latent_leaves
 from iwbounds.proposals import LogJoint, Proposal
 
-__all__ = ["Channels", "PathRoute", "Route", "ScoreRoute", "TotalRoute", "TracedPathRoute", "log_weights", "route_for"]
+__all__ = ["Channels", "PathRoute", "Route", "ScoreRoute", "TotalRoute", "TracedPathRoute", "route_for"]
 
 Channels: TypeAlias = Sequence[tuple[Tensor | None, Tensor | None]]
 
 
 class Route(Protocol):
-    """Both log-densities of all samples, and the channels that lead from them to the parameters."""
+    """The log-weights of all samples, and the channels that lead from them to the parameters."""
 
-    log_p: Tensor
-    log_q: Tensor
+    log_w: Tensor
+    """Detached log p − log q, ``(K, *batch)``, in at least float32."""
 
     def __init__(self, log_joint: LogJoint, proposal: Proposal, latents: Latents) -> None: ...
 
@@ -45,15 +45,16 @@ def route_for(gradient: Gradient) -> type[Route]:
 
 
 class TotalRoute:
-    """The total derivative: both densities at the live latents, log q with the opposite of log p's coefficient."""
+    """The total derivative: both densities at the live latents, so that their difference has coefficient a."""
 
     def __init__(self, log_joint: LogJoint, proposal: Proposal, latents: Latents) -> None:
-        self.log_q = evaluate_proposal(proposal, latents)
-        refuse_missing_path(proposal, latents, self.log_q)
-        self.log_p = check_log_joint(log_joint(latents), self.log_q)
+        log_q = evaluate_proposal(proposal, latents)
+        refuse_missing_path(proposal, latents, log_q)
+        self._live = log_ratio(check_log_joint(log_joint(latents), log_q), log_q)
+        self.log_w = self._live.detach()
 
     def channels(self, coefficients: Coefficients) -> Channels:
-        return [(self.log_p, coefficients.model), (self.log_q, coefficients.score)]
+        return [(self._live, coefficients.model)]
 
 
 class PathRoute:
@@ -61,15 +62,16 @@ class PathRoute:
 
     def __init__(self, log_joint: LogJoint, proposal: Proposal, latents: Latents) -> None:
         self._linearized = Linearized(lambda z: evaluate_proposal(proposal, z), latents)
-        self.log_q = self._linearized.value
-        refuse_missing_path(proposal, latents, self.log_q)
+        self._log_q = self._linearized.value
+        refuse_missing_path(proposal, latents, self._log_q)
         self._gate = Gate()
-        self.log_p = check_log_joint(log_joint(self._gate(latents)), self.log_q)
+        self._log_p = check_log_joint(log_joint(self._gate(latents)), self._log_q)
+        self.log_w = log_ratio(self._log_p.detach(), self._log_q.detach())
 
     def channels(self, coefficients: Coefficients) -> Channels:
         (a, b), s = coefficients.model_and_path, coefficients.score
         self._linearized.keep_graph = s is not None
-        return [(self.log_p, self._gate.open(a, b)), (self._linearized.path, -b), (self.log_q, s)]
+        return [(self._log_p, self._gate.open(a, b)), (self._linearized.path, -b), (self._log_q, s)]
 
 
 class TracedPathRoute:
@@ -80,14 +82,15 @@ class TracedPathRoute:
 
     def __init__(self, log_joint: LogJoint, proposal: Proposal, latents: Latents) -> None:
         self._latents = [z for z in latent_leaves(latents) if z.requires_grad]
-        self.log_q, self._pull_q = pullback(lambda z: evaluate_proposal(proposal, z), latents)
-        refuse_missing_path(proposal, latents, self.log_q)
-        self.log_p, self._pull_p = pullback(lambda z: check_log_joint(log_joint(z), self.log_q), latents)
+        self._log_q, self._pull_q = pullback(lambda z: evaluate_proposal(proposal, z), latents)
+        refuse_missing_path(proposal, latents, self._log_q)
+        self._log_p, self._pull_p = pullback(lambda z: check_log_joint(log_joint(z), self._log_q), latents)
+        self.log_w = log_ratio(self._log_p.detach(), self._log_q.detach())
 
     def channels(self, coefficients: Coefficients) -> Channels:
         (a, b), s = coefficients.model_and_path, coefficients.score
         slopes = [p - q for p, q in zip(self._pull_p(b), self._pull_q(b), strict=True)]
-        return [(self.log_p, a), *zip(self._latents, slopes, strict=True), (self.log_q, s)]
+        return [(self._log_p, a), *zip(self._latents, slopes, strict=True), (self._log_q, s)]
 
 
 class ScoreRoute:
@@ -100,22 +103,23 @@ class ScoreRoute:
     def __init__(self, log_joint: LogJoint, proposal: Proposal, latents: Latents) -> None:
         self._live = [z.requires_grad for z in latent_leaves(latents)]
         self._parts = proposal.log_prob_parts(latents)
-        self.log_q = checked_log_q(sum(self._parts[1:], self._parts[0]), latents)
-        self.log_p = check_log_joint(log_joint(latents), self.log_q)
+        self._log_q = checked_log_q(sum(self._parts[1:], self._parts[0]), latents)
+        self._log_p = check_log_joint(log_joint(latents), self._log_q)
+        self.log_w = log_ratio(self._log_p.detach(), self._log_q.detach())
 
     def channels(self, coefficients: Coefficients) -> Channels:
         a, s = coefficients.model, coefficients.score
         if len(self._parts) == 1:
-            return [(self.log_p, a), (self.log_q, s)]
+            return [(self._log_p, a), (self._log_q, s)]
         minus_a = None if a is None else -a
         parts = [(part, minus_a if live else s) for part, live in zip(self._parts, self._live, strict=True)]
-        return [(self.log_p, a), *parts]
+        return [(self._log_p, a), *parts]
 
 
-def log_weights(route: Route) -> Tensor:
-    """Detached log p − log q, ``(K, *batch)``, in at least float32."""
-    dtype = full_precision(route.log_q.dtype)
-    return route.log_p.detach().to(dtype) - route.log_q.detach().to(dtype)
+def log_ratio(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """log p − log q in at least float32."""
+    dtype = full_precision(log_q.dtype)
+    return log_p.to(dtype) - log_q.to(dtype)
 
 
 def evaluate_proposal(proposal: Proposal, latents: Latents) -> Tensor:

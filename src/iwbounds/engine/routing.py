@@ -21,43 +21,49 @@ from iwbounds.latents import Latents, latent_leaves, map_latents
 __all__ = ["Gate", "Linearized", "attach", "pullback"]
 
 
-def _over_events(per_sample: Tensor, like: Tensor) -> Tensor:
-    """View a ``(K, *batch)`` (or ``(*batch)``) tensor so that it multiplies ``(K, *batch, *event)``."""
-    return per_sample.reshape(per_sample.shape + (1,) * (like.ndim - per_sample.ndim))
-
-
-class _Attach(torch.autograd.Function):
-    """Identity on the bound's value; backward gives each tensor the value's gradient times its multiplier."""
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, *pairs: Tensor) -> Tensor:
-        tensors, multipliers = pairs[: len(pairs) // 2], pairs[len(pairs) // 2 :]
-        ctx.save_for_backward(*multipliers)
-        ctx.dtypes = [tensor.dtype for tensor in tensors]
-        return value.view_as(value)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        multipliers = ctx.saved_tensors
-        grads = [
-            (_over_events(grad.unsqueeze(0), multiplier) * multiplier).to(dtype)
-            for multiplier, dtype in zip(multipliers, ctx.dtypes, strict=True)
-        ]
-        return None, *grads, *(None for _ in multipliers)
-
-
 def attach(value: Tensor, channels: Iterable[tuple[Tensor | None, Tensor | None]]) -> Tensor:
     """``value``, with a backward that sends ``multiplier`` times its gradient to each tensor in ``channels``.
 
-    Pairs with a None, or with a tensor outside every graph, are dropped. A second differentiation raises: the
-    multipliers are constants, so it would be silently wrong.
+    Pairs with a None, or with a tensor outside every graph, are dropped. What is returned is the sum of tensors times
+    multipliers, whose backward is just that and never reads the sum: hence its value can be overwritten by ``value``.
+    (Adding a difference of two such sums instead would meet inf − inf where a log-density is −inf.)
     """
     live = [(t, m) for t, m in channels if t is not None and m is not None and t.requires_grad]
     if not live:
         return value
-    tensors, multipliers = zip(*live, strict=True)
-    return _Attach.apply(value, *tensors, *multipliers)  # type: ignore[no-any-return, no-untyped-call]
+    carrier = _per_datum(live[0][0] * live[0][1], value.ndim)
+    for tensor, multiplier in live[1:]:
+        carrier = carrier + _per_datum(tensor * multiplier, value.ndim)
+    carrier.detach().copy_(value)
+    if not torch.compiler.is_compiling():
+        carrier.register_hook(lambda grad: _refuse_second(grad, [t for t, _ in live]))  # type: ignore[no-untyped-call]
+    return carrier
+
+
+def _per_datum(product: Tensor, batch_ndim: int) -> Tensor:
+    """Sum over samples, and over events where there are any: ``(K, *batch, *event)`` to ``(*batch)``."""
+    total = product.sum(0)
+    return total if total.ndim == batch_ndim else total.flatten(batch_ndim).sum(-1)
+
+
+def _refuse_second(grad: Tensor, tensors: list[Tensor]) -> Tensor | None:
+    """With ``create_graph``, make any further derivative raise: the multipliers are constants, so it would be wrong."""
+    if not torch.is_grad_enabled():
+        return None
+    return _DifferentiableOnce.apply(grad, *tensors)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _DifferentiableOnce(torch.autograd.Function):
+    @staticmethod
+    def forward(_ctx: Any, grad: Tensor, *_tensors: Tensor) -> Tensor:
+        return grad.view_as(grad)
+
+    @staticmethod
+    def backward(_ctx: Any, *_grads: Tensor) -> None:
+        raise RuntimeError(
+            "the value of iwbounds.estimate can be differentiated once: its backward is an estimator with constant "
+            "coefficients, and has no second derivative. Differentiate bound(log_weights) itself instead."
+        )
 
 
 class Gate:
@@ -68,7 +74,20 @@ class Gate:
 
     def __call__(self, latents: Latents) -> Latents:
         """The latents that the log-joint is called on; integer and graph-free parts pass as they are."""
-        return map_latents(lambda z: _GateFunction.apply(z, self) if z.requires_grad else z, latents)  # type: ignore[no-untyped-call]
+        return map_latents(self._gated, latents)
+
+    def _gated(self, z: Tensor) -> Tensor:
+        if not z.requires_grad:
+            return z
+        gated = z.view_as(z)
+        gated.register_hook(self._scale)  # type: ignore[no-untyped-call]
+        return gated
+
+    def _scale(self, grad: Tensor) -> Tensor | None:
+        if self.ratio is None:
+            return None
+        events = (1,) * (grad.ndim - self.ratio.ndim)
+        return (grad * self.ratio.reshape(self.ratio.shape + events)).to(grad.dtype)
 
     def open(self, model: Tensor, path: Tensor) -> Tensor:
         """Set the ratio b/a, and return the a to attach to log p.
@@ -82,19 +101,6 @@ class Gate:
         model = torch.where(model.abs() < floor, floor, model)
         self.ratio = torch.where(model == 0, 0.0, path / model)
         return model
-
-
-class _GateFunction(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, z: Tensor, gate: Gate) -> Tensor:
-        ctx.gate = gate
-        return z.view_as(z)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        ratio = ctx.gate.ratio
-        return grad if ratio is None else (grad * _over_events(ratio, grad)).to(grad.dtype), None
 
 
 class Linearized:
