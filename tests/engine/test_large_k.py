@@ -1,6 +1,8 @@
 """Chunks, micro-batches and resampled backwards give the gradient of the plain call, or its exact expectation."""
 
+import gc
 import itertools
+import weakref
 
 import pytest
 import torch
@@ -261,3 +263,22 @@ def test_discrete_latents_can_be_resampled_and_chunked():
         return torch.autograd.grad(value, (logits, theta))
 
     assert_equal(grads(chunk_size=1), grads())
+
+
+@pytest.mark.parametrize("options", [{}, {"chunk_size": 2}, {"backward_samples": 2}], ids=str)
+@pytest.mark.parametrize("gradient", [iw.Reparameterized(), iw.DReG(), iw.VIMCO()], ids=repr)
+def test_a_step_leaves_nothing_for_the_garbage_collector(gradient, options):
+    """A reference cycle through the graph would hold every activation until the collector happens to run."""
+    loc, seen = torch.zeros(3, requires_grad=True), []
+
+    def log_joint(z):
+        result = -(z**2)
+        seen.append(weakref.ref(result))
+        return result
+
+    gc.disable()
+    try:
+        iw.estimate(log_joint, Normal(loc, 1.0), gradient=gradient, num_samples=6, **options).value.sum().backward()
+        assert [reference() for reference in seen] == [None] * len(seen)
+    finally:
+        gc.enable()

@@ -1,8 +1,32 @@
 """Bounds: functions of K log-weights with a gradient, a curvature and a direction. One file per family."""
 
 from iwbounds.bounds.base import Bound, Direction
+from iwbounds.bounds.ciwae import CIWAE
+from iwbounds.bounds.cubo import CUBO
 from iwbounds.bounds.elbo import ELBO
+from iwbounds.bounds.incomplete_u_statistic import IncompleteUStatistic
 from iwbounds.bounds.iwae import IWAE
+from iwbounds.bounds.jackknife import Jackknife
+from iwbounds.bounds.miwae import MIWAE
 from iwbounds.bounds.renyi import Renyi
+from iwbounds.bounds.sumo import SUMO
+from iwbounds.bounds.tvo import EUBO, TVO, log_spaced_partition
+from iwbounds.bounds.u_statistic import UStatistic
 
-__all__ = ["ELBO", "IWAE", "Bound", "Direction", "Renyi"]
+__all__ = [
+    "CIWAE",
+    "CUBO",
+    "ELBO",
+    "EUBO",
+    "IWAE",
+    "MIWAE",
+    "SUMO",
+    "TVO",
+    "Bound",
+    "Direction",
+    "IncompleteUStatistic",
+    "Jackknife",
+    "Renyi",
+    "UStatistic",
+    "log_spaced_partition",
+]

@@ -83,15 +83,27 @@ class Bound(ABC):
         leaf = log_w.detach().requires_grad_()
         with torch.enable_grad():
             (c,) = torch.autograd.grad(self(leaf).sum(), leaf, create_graph=True)
-        if not c.requires_grad:
-            return c, torch.zeros_like(c)
-        rows = [torch.autograd.grad(row.sum(), leaf, retain_graph=True)[0][k] for k, row in enumerate(c)]
+            if not c.requires_grad:
+                return c, torch.zeros_like(c)
+            rows = [torch.autograd.grad(row.sum(), leaf, retain_graph=True)[0][k] for k, row in enumerate(c)]
         return c.detach(), torch.stack(rows)
 
     def path_weights(self, log_w: Tensor) -> tuple[Tensor, Tensor]:
         """c and c − h, the path coefficient of DReG. Override where the difference of the two would cancel."""
         c, h = self.derivatives(log_w)
         return c, c - h
+
+    def evaluate(self, log_w: Tensor) -> tuple[Tensor, Tensor]:
+        """L and c, detached. Override where the two share work."""
+        return self(log_w.detach()), self.gradient(log_w)
+
+    def evaluate_path(self, log_w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """L, c and c − h, detached. Override where the three share work."""
+        return self(log_w.detach()), *self.path_weights(log_w)
+
+    def frozen(self, log_w: Tensor) -> Bound:  # noqa: ARG002
+        """The bound to use for one estimate at log-weights of this shape; another only where the bound is random."""
+        return self
 
     def leave_one_out(self, log_w: Tensor, geometric: bool = False) -> Tensor:
         """L with log w_k replaced by the mean of the others, for every k: ``(K, *batch)``, detached, K >= 2.

@@ -10,6 +10,7 @@ from iwbounds.bounds.base import Bound, Direction
 from iwbounds.logspace import (
     leave_one_out_log_mean_exp,
     log_mean_exp,
+    log_mean_exp_with_weights,
     normalized_weights,
     power_mean_replacing_each,
 )
@@ -50,6 +51,13 @@ class IWAE(Bound):
     def path_weights(self, log_w: Tensor) -> tuple[Tensor, Tensor]:
         w = normalized_weights(log_w)
         return w, w * w
+
+    def evaluate(self, log_w: Tensor) -> tuple[Tensor, Tensor]:
+        return log_mean_exp_with_weights(log_w.detach())
+
+    def evaluate_path(self, log_w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        value, w = log_mean_exp_with_weights(log_w.detach())
+        return value, w, w * w
 
     def leave_one_out(self, log_w: Tensor, geometric: bool = False) -> Tensor:
         # Replacing a weight by the mean of the others leaves that mean: IWAE of the other K - 1.

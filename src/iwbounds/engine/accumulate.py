@@ -71,11 +71,17 @@ def accumulate(model: Model, x: Any, max_live_samples: int | None = None, **opti
     parts = []
     for part in batch_slices(size, max(1, budget // count)):
         drawn = None if samples is None else map_latents(lambda z, part=part: z[:, part], samples)
-        result = estimate(*model(map_latents(lambda leaf, part=part: leaf[part], x)), samples=drawn, **options)
-        if result.value.requires_grad:
-            (-result.value.sum() / max(1, result.value[:1].numel() * size)).backward()  # type: ignore[no-untyped-call]
-        parts.append(result)
+        inputs = map_latents(lambda leaf, part=part: leaf[part], x)
+        parts.append(_run_backward(estimate(*model(inputs), samples=drawn, **options), size))
     return _joined(parts)
+
+
+def _run_backward(part: Estimate, size: int) -> Estimate:
+    """Add the gradient of the part's share of −mean(value); what is left holds no graph."""
+    if part.value.requires_grad:
+        data = max(1, size * part.value[:1].numel())
+        (-part.value.sum() / data).backward()  # type: ignore[no-untyped-call]
+    return Estimate(part.value.detach(), part.log_weights, part.direction)
 
 
 def batch_size(x: Any) -> int:
@@ -100,5 +106,5 @@ def _num_samples(samples: Latents | None, options: dict[str, Any]) -> int:
 
 
 def _joined(parts: list[Estimate]) -> Estimate:
-    value = torch.cat([part.value.detach() for part in parts])
+    value = torch.cat([part.value for part in parts])
     return Estimate(value, torch.cat([part.log_weights for part in parts], dim=1), parts[0].direction)

@@ -17,24 +17,23 @@ from torch.utils.checkpoint import checkpoint
 
 from iwbounds.checks import check_latents
 from iwbounds.engine.routes import Channels, Route, route_for
-from iwbounds.gradients import Coefficients, Gradient
+from iwbounds.engine.rule import Rule
+from iwbounds.gradients import Coefficients
 from iwbounds.latents import Latents, latent_leaves, map_latents
 from iwbounds.proposals import LogJoint, Proposal
 
 __all__ = ["ChunkedRoute", "make_route"]
 
 
-def make_route(
-    log_joint: LogJoint, proposal: Proposal, gradient: Gradient, latents: Latents, chunk_size: int | None
-) -> Route:
-    """The route that serves ``gradient``, over all samples at once or chunk by chunk.
+def make_route(log_joint: LogJoint, proposal: Proposal, rule: Rule, latents: Latents, chunk_size: int | None) -> Route:
+    """The route that serves the rule, over all samples at once or chunk by chunk.
 
     Raises:
         ValueError: ``chunk_size`` is not positive.
     """
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"expected a chunk_size of at least 1 sample; got {chunk_size}. None takes all at once.")
-    route = route_for(gradient)
+    route = route_for(rule)
     if chunk_size is None or chunk_size >= check_latents(latents, None):
         return route(log_joint, proposal, latents)
     return ChunkedRoute(route, log_joint, proposal, latents, chunk_size)

@@ -37,10 +37,10 @@ def draw(proposal: Proposal, rule: Rule, num_samples: int | None, samples: Laten
             proposal cannot be reparameterised. All of this before anything is drawn.
     """
     if samples is not None:
-        rule.check(check_latents(samples, num_samples))
+        rule.check(check_latents(samples, num_samples), proposal.mixed)
         return keep_paths(samples, proposal, rule.gradient)
     count = DEFAULT_NUM_SAMPLES if num_samples is None else num_samples
-    rule.check(count)
+    rule.check(count, proposal.mixed)
     if rule.gradient.pathwise and not proposal.pathwise:
         raise ValueError(_no_path_message(proposal, rule.gradient))
     with torch.set_grad_enabled(torch.is_grad_enabled() and follows_path(proposal, rule.gradient)):

@@ -82,17 +82,16 @@ def estimate(
     differentiate = torch.is_grad_enabled()
     few = backward_samples if differentiate and _is_fewer(backward_samples, latents) else None
     with torch.set_grad_enabled(differentiate and few is None):
-        route = make_route(log_joint, proposal, gradient, latents, chunk_size)
+        route = make_route(log_joint, proposal, rule, latents, chunk_size)
     with torch.no_grad():
-        log_w = route.log_w
-        value = bound(log_w)
-        coefficients = rule.coefficients(log_w) if differentiate else None
+        value, coefficients = rule.evaluate(route.log_w, differentiate)
+    log_w = route.log_w
     if coefficients is None:
         return Estimate(value, log_w, bound.direction)
     sent = coefficients
     if few is not None:
         latents, sent = resampled(latents, coefficients, few)
-        route = make_route(log_joint, proposal, gradient, latents, chunk_size)
+        route = make_route(log_joint, proposal, rule, latents, chunk_size)
     value = attach(value, [*route.channels(sent), *sent.extra])
     return Estimate(value, log_w, bound.direction, coefficients)
 

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from iwbounds.checks import check_latents, check_log_density, check_log_joint, full_precision
 from iwbounds.engine.routing import Gate, Linearized, pullback
-from iwbounds.gradients import Coefficients, Gradient
+from iwbounds.engine.rule import Rule
+from iwbounds.gradients import Coefficients
 from iwbounds.latents import Latents, latent_leaves
 from iwbounds.proposals import LogJoint, Proposal
 
@@ -35,11 +36,11 @@ class Route(Protocol):
         """Pairs of a tensor in the graph and the multiplier that its gradient gets."""
 
 
-def route_for(gradient: Gradient) -> type[Route]:
-    """The cheapest route that serves ``gradient``."""
-    if not gradient.pathwise:
+def route_for(rule: Rule) -> type[Route]:
+    """The cheapest route that serves the rule's gradient."""
+    if not rule.gradient.pathwise:
         return ScoreRoute
-    if gradient.total:
+    if rule.total:
         return TotalRoute
     return TracedPathRoute if torch.compiler.is_compiling() else PathRoute
 
@@ -64,6 +65,7 @@ class PathRoute:
         self._linearized = Linearized(lambda z: evaluate_proposal(proposal, z), latents)
         self._log_q = self._linearized.value
         refuse_missing_path(proposal, latents, self._log_q)
+        self._path = self._linearized.path(latents)
         self._gate = Gate()
         self._log_p = check_log_joint(log_joint(self._gate(latents)), self._log_q)
         self.log_w = log_ratio(self._log_p.detach(), self._log_q.detach())
@@ -71,7 +73,7 @@ class PathRoute:
     def channels(self, coefficients: Coefficients) -> Channels:
         (a, b), s = coefficients.model_and_path, coefficients.score
         self._linearized.keep_graph = s is not None
-        return [(self._log_p, self._gate.open(a, b)), (self._linearized.path, -b), (self._log_q, s)]
+        return [(self._log_p, self._gate.open(a, b)), (self._path, -b), (self._log_q, s)]
 
 
 class TracedPathRoute:

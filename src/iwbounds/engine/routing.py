@@ -106,8 +106,8 @@ class Gate:
 class Linearized:
     """A log-proposal at detached copies of the latents, so that its path to them and its own parameters separate.
 
-    ``value`` is the log-density, in the graph of the parameters alone; ``path`` has the same value, and a backward to
-    the latents alone.
+    ``value`` is the log-density, in the graph of the parameters alone; :meth:`path` has the same value, and a backward
+    to the latents alone.
     """
 
     def __init__(self, log_prob: Callable[[Latents], Tensor], latents: Latents) -> None:
@@ -115,10 +115,13 @@ class Linearized:
         self._copies = [z for z in latent_leaves(copies) if z.requires_grad]
         self.value = log_prob(copies)
         self.keep_graph = False
-        self.path: Tensor | None = None
-        if self._copies and self.value.requires_grad:
-            live = [z for z in latent_leaves(latents) if z.requires_grad]
-            self.path = _LinearizedFunction.apply(self.value.detach(), self, *live)  # type: ignore[no-untyped-call]
+
+    def path(self, latents: Latents) -> Tensor | None:
+        """The log-density in the graph of the latents; None where it depends on none. (Not kept: it keeps this.)"""
+        if not (self._copies and self.value.requires_grad):
+            return None
+        live = [z for z in latent_leaves(latents) if z.requires_grad]
+        return _LinearizedFunction.apply(self.value.detach(), self, *live)  # type: ignore[no-any-return, no-untyped-call]
 
     def slopes(self, upstream: Tensor) -> Sequence[Tensor | None]:
         """upstream · ∂log q/∂z. Sample k of datum i enters row (k, i) alone: one call gives every row."""

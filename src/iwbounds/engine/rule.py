@@ -20,16 +20,33 @@ class Rule:
     gradient: Gradient
     proposal_bound: Bound | None = None
 
-    def check(self, num_samples: int) -> None:
+    def check(self, num_samples: int, mixed: bool) -> None:
         """Raise where the gradient is wrong for the bound, or a bound cannot take so many samples."""
+        if mixed and self.proposal_bound is not None:
+            raise ValueError(
+                "proposal_bound needs latents that are all reparameterised, or none; got mixed ones, whose path and "
+                "score share one bound. Drop proposal_bound."
+            )
         self.gradient.check(self.proposal_bound or self.bound)
         self.bound.check_count(num_samples)
         if self.proposal_bound is not None:
             self.proposal_bound.check_count(num_samples)
 
-    def coefficients(self, log_w: Tensor) -> Coefficients:
-        """The model's coefficient from ``bound``; path and score from ``proposal_bound`` where there is one."""
+    @property
+    def total(self) -> bool:
+        """Whether all that is asked for is the total derivative of one bound."""
+        return self.gradient.total and self.proposal_bound is None
+
+    def evaluate(self, log_w: Tensor, differentiate: bool) -> tuple[Tensor, Coefficients | None]:
+        """The value of ``bound``, and coefficients where there is a backward.
+
+        The model's are those of ``bound``; path and score are those of ``proposal_bound`` where there is one.
+        """
+        bound = self.bound.frozen(log_w)
+        if not differentiate:
+            return bound(log_w), None
         if self.proposal_bound is None:
-            return self.gradient.coefficients(self.bound, log_w)
-        other = self.gradient.coefficients(self.proposal_bound, log_w)
-        return Coefficients(self.bound.gradient(log_w), other.path, other.score)
+            return self.gradient.evaluate(bound, log_w)
+        value, c = bound.evaluate(log_w)
+        other = self.gradient.coefficients(self.proposal_bound.frozen(log_w), log_w)
+        return value, Coefficients(c, other.path, other.score, other.extra)

@@ -73,5 +73,9 @@ class Gradient(ABC):
     def coefficients(self, bound: Bound, log_w: Tensor) -> Coefficients:
         """Coefficients for ``bound`` at detached log-weights ``(K, *batch)``."""
 
+    def evaluate(self, bound: Bound, log_w: Tensor) -> tuple[Tensor, Coefficients]:
+        """The bound and the coefficients. Override where the two share work."""
+        return bound(log_w), self.coefficients(bound, log_w)
+
     def check(self, bound: Bound) -> None:  # noqa: B027
         """Raise ValueError, with the reason and what to use instead, where the estimator is wrong for ``bound``."""

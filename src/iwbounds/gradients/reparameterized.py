@@ -33,8 +33,11 @@ class Reparameterized(Gradient):
     total = True
 
     def coefficients(self, bound: Bound, log_w: Tensor) -> Coefficients:
-        c = bound.gradient(log_w)
-        return Coefficients(model=c, path=c, score=-c)
+        return self.evaluate(bound, log_w)[1]
+
+    def evaluate(self, bound: Bound, log_w: Tensor) -> tuple[Tensor, Coefficients]:
+        value, c = bound.evaluate(log_w)
+        return value, Coefficients(model=c, path=c, score=-c)
 
 
 @dataclass(frozen=True)
@@ -57,8 +60,11 @@ class STL(Gradient):
     pathwise = True
 
     def coefficients(self, bound: Bound, log_w: Tensor) -> Coefficients:
-        c = bound.gradient(log_w)
-        return Coefficients(model=c, path=c)
+        return self.evaluate(bound, log_w)[1]
+
+    def evaluate(self, bound: Bound, log_w: Tensor) -> tuple[Tensor, Coefficients]:
+        value, c = bound.evaluate(log_w)
+        return value, Coefficients(model=c, path=c)
 
 
 @dataclass(frozen=True)
@@ -93,9 +99,12 @@ class DReG(Gradient):
         refuse_jumps(self, bound)
 
     def coefficients(self, bound: Bound, log_w: Tensor) -> Coefficients:
+        return self.evaluate(bound, log_w)[1]
+
+    def evaluate(self, bound: Bound, log_w: Tensor) -> tuple[Tensor, Coefficients]:
         refuse_jumps(self, bound)
-        c, c_minus_h = bound.path_weights(log_w)
-        return Coefficients(model=c, path=c_minus_h)
+        value, c, c_minus_h = bound.evaluate_path(log_w)
+        return value, Coefficients(model=c, path=c_minus_h)
 
 
 def refuse_jumps(gradient: Gradient, bound: Bound) -> None:

@@ -21,6 +21,7 @@ __all__ = [
     "finite_maximum",
     "finite_part",
     "log_mean_exp",
+    "log_mean_exp_with_weights",
     "normalized_weights",
     "promoted",
     "shifted_exp",
@@ -102,12 +103,21 @@ def log_mean_exp(x: Tensor, dim: int = 0) -> Tensor:
     >>> log_mean_exp(torch.tensor([[1e7, -torch.inf], [1e7, -torch.inf]]))
     tensor([10000000.,       -inf])
     """
-    x = promoted(x, dim)
-    shifted, _, total, maximum = shifted_exp(x, dim)
-    log_mean = (total / x.shape[dim]).log()
-    residual = torch.expm1(shifted.detach() - log_mean.detach()).mean(dim, keepdim=True).log1p()
+    return _log_mean(shifted_exp(promoted(x, dim), dim), dim)
+
+
+def log_mean_exp_with_weights(x: Tensor, dim: int = 0) -> tuple[Tensor, Tensor]:
+    """:func:`log_mean_exp` and :func:`normalized_weights` from the same exponentials."""
+    parts = shifted_exp(promoted(x, dim), dim)
+    return _log_mean(parts, dim), parts.exp / parts.total
+
+
+def _log_mean(parts: ShiftedExp, dim: int) -> Tensor:
+    """The log of the mean, corrected once by its own residual."""
+    log_mean = (parts.total / parts.exp.shape[dim]).log()
+    residual = torch.expm1(parts.shifted.detach() - log_mean.detach()).mean(dim, keepdim=True).log1p()
     correction = residual.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
-    return (maximum + (log_mean + correction)).squeeze(dim)
+    return (parts.maximum + (log_mean + correction)).squeeze(dim)
 
 
 def normalized_weights(log_w: Tensor, dim: int = 0) -> Tensor:

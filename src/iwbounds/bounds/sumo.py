@@ -1,0 +1,177 @@
+"""SUMO: the importance-weighted bound by a randomly truncated telescoping sum."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from iwbounds.bounds.base import Bound, Direction
+from iwbounds.bounds.closed_form import ClosedForm, Sums
+
+__all__ = ["SUMO", "StoppedSUMO"]
+
+
+@dataclass(frozen=True)
+class SUMO(Bound):
+    r"""Lower bound of log p(x) with K samples fixed: a random truncation of the telescoping sum of IWAE.
+
+    .. math:: L = L_m + \sum_{k=m}^{T} \frac{L_{k+1}-L_k}{P(T\ge k)}, \qquad
+              P(T \ge m - 1 + i) = \begin{cases} 1/i & i < \alpha \\
+              \delta^{\,i-\alpha}/\alpha & i \ge \alpha\end{cases}
+
+    with :math:`L_k` IWAE of the first k samples, and T cut off at K − 1. Given T it is a smooth function of the
+    log-weights; T is drawn once per datum.
+
+    Direction: lower. Over T its expectation is *exactly* IWAE of the K samples, so that it is a lower bound of log p(x)
+    with the bias of IWAE, noisier than IWAE and no tighter. Its use is where T is drawn first and only T + 1 samples
+    are: see :meth:`draw_stops` and :meth:`stopped_at`, unbiased for log p(x). That estimate is no bound of anything
+    (direction none), and with the published truncation its variance may be infinite: the geometric tail, which keeps
+    the cost finite, falls faster than the differences do. Larger ``start`` and ``alpha`` reduce the variance.
+    Unbiased gradients: reparameterised and DReG, given T. Time and memory O(K).
+
+    Args:
+        start: m, how many samples always count; IWAE of m samples is what the sum starts from.
+        alpha: α, where the tail of T turns from 1/i to geometric.
+        decay: δ in (0, 1), the ratio of the geometric tail.
+
+    Randomness: every call draws T afresh from torch's generator on the device of the log-weights. A value and a
+    gradient that belong together come from one :meth:`frozen` bound.
+
+    Edge cases: where the first samples that count are all −inf the value is −inf, with gradient 0. Depends on the order
+    of the samples.
+
+    Raises:
+        ValueError: ``start`` or ``alpha`` below 1, ``decay`` outside (0, 1); on use, fewer than ``start`` samples.
+
+    Reference: Luo, Beatson, Norouzi, Zhu, Duvenaud, Adams and Chen (2020), SUMO: Unbiased Estimation of Log Marginal
+    Probability for Latent Variable Models, arXiv:2004.00353.
+
+    >>> SUMO(start=3)(torch.tensor([1.0, 1.0, 1.0]))
+    tensor(1.)
+    """
+
+    start: int = 1
+    alpha: int = 80
+    decay: float = 0.9
+    direction = Direction.LOWER
+
+    def __post_init__(self) -> None:
+        for name, number in (("start", self.start), ("alpha", self.alpha)):
+            if not isinstance(number, int) or number < 1:
+                raise ValueError(f"expected {name} to be a whole number, 1 or more; got {number}.")
+        if not 0 < self.decay < 1:
+            raise ValueError(f"expected decay in (0, 1); got {self.decay}. The paper uses 0.9.")
+
+    @property
+    def min_samples(self) -> int:  # type: ignore[override]
+        """start: the samples that always count."""
+        return self.start
+
+    def __call__(self, log_w: Tensor) -> Tensor:
+        return self.frozen(self.checked(log_w))(log_w)
+
+    def gradient(self, log_w: Tensor) -> Tensor:
+        return self.frozen(log_w).gradient(log_w)
+
+    def derivatives(self, log_w: Tensor) -> tuple[Tensor, Tensor]:
+        return self.frozen(log_w).derivatives(log_w)
+
+    def path_weights(self, log_w: Tensor) -> tuple[Tensor, Tensor]:
+        return self.frozen(log_w).path_weights(log_w)
+
+    def replace_each(self, log_w: Tensor, fill: Tensor) -> Tensor:
+        return self.frozen(log_w).replace_each(log_w, fill)
+
+    def frozen(self, log_w: Tensor) -> StoppedSUMO:
+        """A deterministic bound: T drawn for every datum of ``log_w`` ``(K, *batch)``, whose values it ignores."""
+        return StoppedSUMO(self, self.draw_stops(log_w.shape[1:], device=log_w.device), Direction.LOWER)
+
+    def stopped_at(self, stops: Tensor) -> StoppedSUMO:
+        """The estimate with given T, ``(*batch)`` whole numbers; unbiased for log p(x) if every T < K and independent
+        of the samples."""
+        return StoppedSUMO(self, stops, Direction.NONE)
+
+    def draw_stops(
+        self,
+        batch_shape: Sequence[int],
+        generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
+    ) -> Tensor:
+        """T for every datum, not cut off: draw ``int(T.max()) + 1`` samples, and use :meth:`stopped_at`.
+
+        >>> stops = SUMO().draw_stops((1000,), generator=torch.Generator().manual_seed(0))
+        >>> stops.min(), (stops >= 2).float().mean()
+        (tensor(1), tensor(0.5000))
+        """
+        u = 1.0 - torch.rand(tuple(batch_shape), dtype=torch.float64, generator=generator, device=device)
+        geometric = self.alpha + (self.alpha * u).log() / math.log(self.decay)
+        steps = torch.where(u * self.alpha > 1, 1.0 / u, geometric)
+        return self.start - 1 + steps.floor().long()
+
+    def survival(self, count: int) -> Tensor:
+        """P(T ≥ k) for k = 1, …, ``count``, float64."""
+        steps = (torch.arange(1, count + 1, dtype=torch.float64) - (self.start - 1)).clamp_min(1.0)
+        return torch.where(steps < self.alpha, 1.0 / steps, self.decay ** (steps - self.alpha) / self.alpha)
+
+
+@dataclass(frozen=True, eq=False)
+class StoppedSUMO(ClosedForm):
+    r"""SUMO with T given for every datum: a fixed combination of IWAE of the first k samples, k = m, …, T + 1.
+
+    .. math:: L = \sum_k a_k L_k, \qquad c_j = \sum_{k\ge j} a_k\frac{w_j}{S_k}, \qquad
+              c_j - h_j = \sum_{k\ge j} a_k\Bigl(\frac{w_j}{S_k}\Bigr)^2, \qquad S_k = w_1+\dots+w_k
+
+    Made by :meth:`SUMO.frozen` and :meth:`SUMO.stopped_at`.
+    """
+
+    sumo: SUMO
+    stops: Tensor
+    """T, ``(*batch)``; what exceeds K − 1 counts as K − 1."""
+    direction: Direction = Direction.LOWER
+
+    @property
+    def min_samples(self) -> int:  # type: ignore[override]
+        """As of the SUMO it comes from."""
+        return self.sumo.min_samples
+
+    def dead(self, x: Tensor) -> Tensor:
+        used = self._coefficients(len(x)) != 0
+        return (x.isneginf().cumprod(0).bool() & used).any(0)
+
+    def sums(self, x: Tensor) -> Sums:
+        return _PrefixSums(x, self._coefficients(len(x)))
+
+    def _coefficients(self, count: int) -> Tensor:
+        """a_k, ``(K, batch)``: differences of the factors of the telescoping sum."""
+        stops = self.stops.flatten()
+        k = torch.arange(1, count + 1, device=stops.device).unsqueeze(1)
+        counted = (k >= self.sumo.start) & (k <= stops) & (k < count)
+        factors = torch.where(counted, 1.0 / self.sumo.survival(count).to(stops.device).unsqueeze(1), 0.0)
+        before = torch.cat([torch.zeros_like(factors[:1]), factors[:-1]])
+        return (k == self.sumo.start).double() + before - factors
+
+
+class _PrefixSums:
+    """Sums over the first k samples, combined with coefficients a_k that add up to one."""
+
+    def __init__(self, x: Tensor, coefficients: Tensor) -> None:
+        # Below every finite number but finite: cumulative sums of −inf have no derivative.
+        self._x = x.clamp_min(-1e300)
+        self._coefficients = coefficients
+        self._log_sums = self._x.logcumsumexp(0)
+
+    def value(self) -> Tensor:
+        steps = torch.arange(1, len(self._x) + 1, dtype=self._x.dtype, device=self._x.device)
+        return (self._coefficients * (self._log_sums - steps.log().unsqueeze(1))).sum(0)
+
+    def ratios(self, power: int) -> Tensor:
+        return self._signed(power, 1.0) - self._signed(power, -1.0)
+
+    def _signed(self, power: int, sign: float) -> Tensor:
+        """What the coefficients of one sign contribute, summed from the back in log-space."""
+        part = (sign * self._coefficients).clamp_min(1e-300).log()
+        return (power * self._x + (part - power * self._log_sums).flip(0).logcumsumexp(0).flip(0)).exp()

@@ -1,0 +1,207 @@
+r"""Sums over every set R of at most m left-out samples, in O(K) time for a fixed m, without enumerating the sets.
+
+A jackknife needs :math:`\sum_{|R|=j} f(S_{-R})` for :math:`j\le m`, with :math:`S_{-R}` the sum of the weights that R
+leaves. Enumerating is O(K^m); instead each R is split into a part T of the ``head``, the 2m + 2 largest weights, which
+is enumerated, and s further samples of the tail. With X the largest weight of the tail,
+
+.. math:: S_{-R} = A_T\,(1 - s\gamma\beta_T)\Bigl(1 - y_T \sum_{i\in R\setminus T} v_i\Bigr),\qquad
+          \beta_T = \frac{X}{A_T},\; v_i = \frac{w_i}{X}-\gamma,\; y_T=\frac{\beta_T}{1-s\gamma\beta_T},
+
+:math:`A_T` being the sum of all weights outside T and :math:`\gamma X` the middle of the tail's range. Every sample of
+the head that is kept weighs at least X, so :math:`|y\sum v|\le m/(3m+6) < 1/3`: f is a short power series in it, and
+the sums of :math:`(\sum v)^n` over sets of the tail are elementary symmetric in power sums (:class:`_Moments`).
+Nothing is divided out or subtracted that could cancel: each :math:`A_T` is summed relative to its own largest term.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from itertools import accumulate, combinations
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from iwbounds.logspace.mean import finite_part
+
+__all__ = ["LeaveOutSums"]
+
+
+class _Plan(NamedTuple):
+    """The subsets T of the head, smallest first: what of the algorithm depends on K and m alone."""
+
+    head: int
+    sizes: list[int]
+    """|T| of each subset."""
+    up_to: list[int]
+    """How many subsets have at most t elements."""
+    first: list[int]
+    """The largest sample that T leaves."""
+    kept: np.ndarray[tuple[int, int], np.dtype[np.float64]]
+    """``(subsets, (m + 1) * (head + 1))``: 1 where T keeps a sample, in the block of its own ``first``; the last
+    sample of a block is the tail as a whole."""
+
+
+@lru_cache(maxsize=64)
+def _plan(count: int, order: int) -> _Plan:
+    head = min(count, 2 * order + 2)
+    subsets = [set(t) for size in range(order + 1) for t in combinations(range(head), size)]
+    first = [next(i for i in range(head) if i not in t) for t in subsets]
+    kept = np.zeros((len(subsets), order + 1, head + 1))
+    for row, t in enumerate(subsets):
+        kept[row, first[row], [i for i in range(head + 1) if i not in t]] = 1.0
+    up_to = list(accumulate(math.comb(head, t) for t in range(order + 1)))
+    return _Plan(head, [len(t) for t in subsets], up_to, first, kept.reshape(len(subsets), -1))
+
+
+class LeaveOutSums:
+    """Value, gradient and squared gradient of the sums over left-out sets, weighted by the sets' size.
+
+    Args:
+        x: ``(K, batch)`` float64 log-weights, more than m of them finite in every column.
+        weights: m + 1 numbers: how much each set of size 0, …, m counts.
+        tolerance: relative size of the first neglected term of the series.
+    """
+
+    def __init__(self, x: Tensor, weights: list[float], tolerance: float) -> None:
+        self._x, self._weights, self._order = x, weights, len(weights) - 1
+        self._plan = plan = _plan(x.shape[0], self._order)
+        self._index = x.topk(plan.head, dim=0).indices
+        self._head_mask = torch.zeros_like(x, dtype=torch.bool).scatter(0, self._index, True)
+        tail_x = x.masked_fill(self._head_mask, -torch.inf)
+        top = tail_x.detach().amax(0)
+        self._tail = (tail_x - finite_part(top)).exp()
+        self._middle = 0.5 * (1.0 + (x.detach().amin(0) - finite_part(top)).exp())
+        self._reference = x.gather(0, self._index[: self._order + 1]).detach()
+        self._relative = self._relative_weights(x.gather(0, self._index), (top - self._reference).exp())
+        kept = torch.from_numpy(plan.kept).to(x.device)
+        self._kept, self._totals = kept, kept @ self._relative.flatten(0, 1)
+        self._beta = (top - self._reference).exp()[plan.first] / self._totals
+        self._tail_count = x.shape[0] - plan.head
+        self._depth = min(self._order, self._tail_count)
+        self._moments = self._tail_moments(tolerance)
+
+    def _relative_weights(self, head_x: Tensor, tail_scale: Tensor) -> Tensor:
+        """``(m + 1, head + 1, batch)``: the head and the whole tail relative to each possible ``first``; 0 above it."""
+        rows = torch.arange(self._order + 1, device=head_x.device)
+        above = torch.arange(self._plan.head, device=head_x.device) < rows.unsqueeze(1)
+        head = (head_x - self._reference.unsqueeze(1)).masked_fill(above.unsqueeze(2), -torch.inf).exp()
+        return torch.cat([head, (tail_scale * self._tail.sum(0)).unsqueeze(1)], 1)
+
+    def _tail_moments(self, tolerance: float) -> _Moments:
+        ratio = math.log(3.0 + 6.0 / max(self._order, 1))
+        terms = math.ceil(-math.log(tolerance) / ratio) if self._depth else 0
+        v = (self._tail - self._middle).masked_fill(self._head_mask, 0.0)
+        return _Moments(v, self._tail_count, self._depth, terms)
+
+    def _counts(self, drawn: int) -> Tensor:
+        """How much a set with ``drawn`` samples of the tail counts, for each T that leaves room for them."""
+        sizes = self._plan.sizes[: self._plan.up_to[self._order - drawn]]
+        return self._x.new_tensor([self._weights[t + drawn] for t in sizes]).unsqueeze(1)
+
+    def _series(self, drawn: int) -> tuple[Tensor, Tensor]:
+        """``1/(1 - s γ β_T)`` and the powers ``y_T^n``, for each T that leaves room for ``drawn`` of the tail."""
+        beta = self._beta[: self._plan.up_to[self._order - drawn]]
+        shrink = 1.0 / (1.0 - drawn * self._middle * beta)
+        powers = (beta * shrink).expand(self._moments.terms, -1, -1).cumprod(0)
+        return shrink, torch.cat([torch.ones_like(powers[:1]), powers])
+
+    def value(self) -> Tensor:
+        """``(batch)``: weighted sum of log(S_-R / S) − log(1 − |R|/K), in which every term is as small as it can be."""
+        count = self._x.shape[0]
+        sizes = self._x.new_tensor(self._plan.sizes).unsqueeze(1)
+        log_kept = self._reference[self._plan.first] - self._reference[0] + (self._totals / self._totals[0]).log()
+        total = (self._counts(0) * (log_kept - torch.log1p(-sizes / count))).sum(0)
+        for drawn in range(1, self._depth + 1):
+            shrink, powers = self._series(drawn)
+            kept, left = log_kept[: len(shrink)], sizes[: len(shrink)] + drawn
+            moments = self._moments.of_size(drawn)[1:] / self._moments.degrees[1:]
+            series = (powers[1:] * moments.unsqueeze(1)).sum(0)
+            each = math.comb(self._tail_count, drawn) * (kept - shrink.log() - torch.log1p(-left / count))
+            total = total + (self._counts(drawn) * (each - series)).sum(0)
+        return total
+
+    def ratios(self, power: int) -> Tensor:
+        """``(K, batch)``: for each k the weighted sum of (w_k / S_-R)^power over the sets R without k; differentiable.
+
+        Power 1 is the gradient of the weighted sum of log S_-R, power 2 the gradient minus the curvature.
+        """
+        of_head = self._counts(0).expand_as(self._beta)
+        of_tail = (self._counts(0) * self._beta**power).sum(0, keepdim=True)
+        for drawn in range(1, self._depth + 1):
+            shrink, powers = self._series(drawn)
+            binomial = self._moments.degrees + 1.0 if power == 2 else torch.ones_like(self._moments.degrees)
+            inner = (powers * (binomial * self._moments.of_size(drawn)).unsqueeze(1)).sum(0)
+            head_part = self._counts(drawn) * shrink**power * inner
+            of_head = torch.cat([of_head[: len(shrink)] + head_part, of_head[len(shrink) :]])
+            outer = binomial * (powers * (self._counts(drawn) * powers[1] ** power)).sum(1)
+            of_tail = _padded_sum(of_tail, self._moments.without_each(drawn, outer))
+        return self._assembled(of_head, of_tail, power)
+
+    def _assembled(self, of_head: Tensor, of_tail: Tensor, power: int) -> Tensor:
+        """From factors per T, and a polynomial in v for the tail, to one number per sample."""
+        relative = self._relative**power
+        factors = self._kept.mT @ (of_head / self._totals**power)
+        head = (relative * factors.view_as(relative)).sum(0)[: self._plan.head]
+        tail = self._tail**power * _polynomial(of_tail, self._moments.v)
+        return tail.scatter(0, self._index, head)
+
+
+class _Moments:
+    r"""Sums of :math:`(\sum_{i\in R} v_i)^n` over all sets R of s samples, for every n up to ``terms``.
+
+    Divided by n!, the moments of sets of s samples are the coefficients of :math:`e_s(e^{z v_1}, e^{z v_2}, …)`, and
+    Newton's identity makes those of :math:`p_i(z)=\sum_k e^{i z v_k}`, the power sums.
+    """
+
+    def __init__(self, v: Tensor, count: int, depth: int, terms: int) -> None:
+        self.v, self.terms = v, terms
+        self.degrees = torch.arange(terms + 1, dtype=v.dtype, device=v.device).unsqueeze(1)
+        self._factorials = v.new_tensor([math.factorial(n) for n in range(terms + 1)]).unsqueeze(1)
+        powers, sums = v, [torch.full_like(v[0], count)]
+        for degree in range(terms):
+            powers = powers * v if degree else v
+            sums.append(powers.sum(0))
+        power_sums = torch.stack(sums) / self._factorials
+        self._symmetric = [torch.cat([torch.ones_like(power_sums[:1]), torch.zeros_like(power_sums[1:])])]
+        self._shifts: list[Tensor] = []
+        for size in range(1, depth + 1):
+            self._shifts.append(self._toeplitz(self._symmetric[-1]))
+            terms_of_newton = (
+                (-1.0) ** (i - 1) * (self._shifts[size - i] * (i**self.degrees * power_sums).unsqueeze(1)).sum(0)
+                for i in range(1, size + 1)
+            )
+            self._symmetric.append(sum(terms_of_newton, torch.zeros_like(power_sums)) / size)
+
+    def _toeplitz(self, series: Tensor) -> Tensor:
+        """``[a, n] -> series[n - a]``: multiplication of power series as a matrix."""
+        padded = torch.cat([torch.zeros_like(series[1:]), series])
+        steps = torch.arange(self.terms + 1, device=series.device)
+        return padded[self.terms + steps - steps.unsqueeze(1)]
+
+    def of_size(self, size: int) -> Tensor:
+        """``(terms + 1, batch)`` moments of the sets of ``size`` samples."""
+        return self._symmetric[size] * self._factorials
+
+    def without_each(self, size: int, outer: Tensor) -> Tensor:
+        r"""Coefficients of the polynomial in :math:`v_k` that is :math:`\sum_n outer_n` times the n-th moment of the
+        sets without k: inclusion and exclusion of k, :math:`\sum_r (-1)^r e^{r z v_k} e_{size-r}`."""
+        weighted = outer * self._factorials
+        constant = (outer * self.of_size(size)).sum(0, keepdim=True)
+        rest = [(-1.0) ** r * r**self.degrees * (self._shifts[size - r] * weighted).sum(1) for r in range(1, size + 1)]
+        return _padded_sum(constant, sum(rest, torch.zeros_like(outer)) / self._factorials)
+
+
+def _padded_sum(short: Tensor, long: Tensor) -> Tensor:
+    """Sum of two stacks of coefficients, the first perhaps shorter."""
+    return torch.cat([short + long[: len(short)], long[len(short) :]])
+
+
+def _polynomial(coefficients: Tensor, v: Tensor) -> Tensor:
+    """Horner's rule, elementwise in ``v``."""
+    value = coefficients[-1].expand_as(v)
+    for coefficient in coefficients[:-1].flip(0):
+        value = torch.addcmul(coefficient, value, v)
+    return value
