@@ -1,0 +1,43 @@
+"""Sound tests for models, proposals, bounds and gradients of your own: coupled, exact, or sequential; never flaky.
+
+:mod:`iwbounds.testing.strategies` needs hypothesis, and is imported when it is asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+from iwbounds.testing.budget import ErrorBudget
+from iwbounds.testing.chains import default_chains
+from iwbounds.testing.contracts import ContractError, check_contract
+from iwbounds.testing.models import FiniteModel, GaussianModel
+from iwbounds.testing.orderings import assert_coupled_order, assert_monotone_in_k, assert_same_value
+from iwbounds.testing.problems import GradientProblem
+from iwbounds.testing.sandwich import assert_sandwich
+from iwbounds.testing.sequential import assert_not_above, assert_upper_bound
+from iwbounds.testing.unbiasedness import assert_grad_unbiased
+
+__all__ = [
+    "ContractError",
+    "ErrorBudget",
+    "FiniteModel",
+    "GaussianModel",
+    "GradientProblem",
+    "assert_coupled_order",
+    "assert_grad_unbiased",
+    "assert_monotone_in_k",
+    "assert_not_above",
+    "assert_same_value",
+    "assert_sandwich",
+    "assert_upper_bound",
+    "check_contract",
+    "default_chains",
+    "strategies",
+]
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name == "strategies":
+        return importlib.import_module("iwbounds.testing.strategies")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,122 @@
+"""Models whose evidence and posterior are exact, to test estimators on: linear-Gaussian, and finite discrete."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+from torch.distributions import Categorical, Distribution, Independent, MultivariateNormal, Normal
+
+__all__ = ["FiniteModel", "GaussianModel", "LogDensity"]
+
+LogDensity: TypeAlias = Callable[[Tensor], Tensor]
+"""Latents ``(K, *batch, *event)`` to ``(K, *batch)`` nats."""
+
+
+@dataclass(frozen=True)
+class GaussianModel:
+    r"""A conjugate linear-Gaussian model, z ~ N(0, I), x | z ~ N(W z + b, σ² I), of exact evidence.
+
+    .. math:: \log p(x) = \log\mathcal N(x;\, b,\, W W^\top + \sigma^2 I)
+
+    Args:
+        weight: W, ``(observed, latent)``.
+        offset: b, ``(observed,)``.
+        noise: σ > 0.
+
+    >>> model = GaussianModel(torch.eye(1), torch.zeros(1), noise=1.0)
+    >>> model.log_evidence(torch.zeros(1))
+    tensor(-1.2655)
+    """
+
+    weight: Tensor
+    offset: Tensor
+    noise: float
+
+    @property
+    def prior(self) -> Distribution:
+        """p(z)."""
+        zeros = self.weight.new_zeros(self.weight.shape[1])
+        return Independent(Normal(zeros, torch.ones_like(zeros), validate_args=False), 1, validate_args=False)
+
+    def likelihood(self, z: Tensor) -> Distribution:
+        """p(x | z)."""
+        mean = z @ self.weight.T + self.offset
+        return Independent(Normal(mean, self.noise, validate_args=False), 1, validate_args=False)
+
+    def log_joint(self, x: Tensor, z: Tensor) -> Tensor:
+        """log p(x, z), ``(K, *batch)``."""
+        return self.prior.log_prob(z) + self.likelihood(z).log_prob(x)
+
+    def log_evidence(self, x: Tensor) -> Tensor:
+        """log p(x), ``(*batch)``."""
+        eye = torch.eye(len(self.weight)).to(self.weight)
+        marginal: Distribution = MultivariateNormal(self.offset, self.weight @ self.weight.T + self.noise**2 * eye)
+        return marginal.log_prob(x)
+
+    def posterior(self, x: Tensor) -> Distribution:
+        """p(z | x), exactly."""
+        eye = torch.eye(self.weight.shape[1]).to(self.weight)
+        precision = eye + self.weight.T @ self.weight / self.noise**2
+        slope = torch.linalg.solve(precision, self.weight.T) / self.noise**2
+        return MultivariateNormal((x - self.offset) @ slope.T, precision_matrix=precision)
+
+    def proposal(self, x: Tensor, shift: float = 0.3, widen: float = 1.2) -> Distribution:
+        """A diagonal Gaussian near the posterior: off by ``shift`` marginal deviations and ``widen`` times as wide."""
+        posterior = self.posterior(x)
+        scale = posterior.stddev
+        return Independent(Normal(posterior.mean + shift * scale, widen * scale), 1)
+
+    def simulate(self, *batch: int) -> tuple[Tensor, Tensor]:
+        """x ``(*batch, observed)`` and the latents it came from, ``(*batch, latent)``: an exact posterior sample."""
+        z = self.prior.sample(torch.Size(batch))
+        return self.likelihood(z).sample(), z
+
+
+@dataclass(frozen=True)
+class FiniteModel:
+    r"""A model with a single categorical latent, whose evidence is a sum.
+
+    .. math:: p(x) = \sum_c p(c)\, p(x \mid c)
+
+    Args:
+        prior_logits: ``(C,)``.
+        table_logits: ``(C, X)``: logits of the observed category for each latent one.
+
+    >>> model = FiniteModel(torch.zeros(2), torch.zeros(2, 4))
+    >>> model.log_evidence(torch.tensor(0)).exp()
+    tensor(0.2500)
+    """
+
+    prior_logits: Tensor
+    table_logits: Tensor
+
+    def log_joint(self, x: Tensor, z: Tensor) -> Tensor:
+        """log p(x, z), ``(K, *batch)``."""
+        return self.prior_logits.log_softmax(0)[z] + self.table_logits.log_softmax(1)[z, x.expand_as(z)]
+
+    def log_evidence(self, x: Tensor) -> Tensor:
+        """log p(x), ``(*batch)``."""
+        return self._log_table(x).logsumexp(-1)
+
+    def posterior(self, x: Tensor) -> Categorical:
+        """p(z | x), exactly."""
+        return Categorical(logits=self._log_table(x))
+
+    def proposal(self, x: Tensor, temperature: float = 2.0) -> Categorical:
+        """The posterior, flattened by ``temperature``."""
+        return Categorical(logits=self._log_table(x) / temperature)
+
+    def simulate(self, *batch: int) -> tuple[Tensor, Tensor]:
+        """x ``(*batch)`` and the latents it came from, ``(*batch)``: an exact posterior sample."""
+        prior: Distribution = Categorical(logits=self.prior_logits)
+        z = prior.sample(torch.Size(batch))
+        observed: Distribution = Categorical(logits=self.table_logits[z])
+        return observed.sample(), z
+
+    def _log_table(self, x: Tensor) -> Tensor:
+        table = self.prior_logits.log_softmax(0).unsqueeze(1) + self.table_logits.log_softmax(1)
+        return table.T[x]
