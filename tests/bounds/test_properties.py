@@ -37,6 +37,16 @@ def test_closed_derivatives_are_those_of_autograd(case):
 
 
 @every_case
+def test_what_is_evaluated_together_is_what_is_evaluated_apart(case):
+    log_w = _weights()
+    apart = (case.bound(log_w), *case.bound.path_weights(log_w))
+    for found, expected in zip(case.bound.evaluate_path(log_w), apart, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-14, atol=1e-15)
+    for found, expected in zip(case.bound.evaluate(log_w), apart, strict=False):
+        torch.testing.assert_close(found, expected, rtol=1e-14, atol=1e-15)
+
+
+@every_case
 def test_value_is_differentiable_twice_against_finite_differences(case):
     log_w = _weights().requires_grad_()
     torch.autograd.gradcheck(case.bound, log_w, fast_mode=True)

@@ -44,25 +44,25 @@ class ClosedForm(Bound):
         return value
 
     def gradient(self, log_w: Tensor) -> Tensor:
-        return self.evaluated(self.checked(log_w).detach(), 1)[0]
+        return self._at(self.checked(log_w).detach(), 1)[0]
 
     def derivatives(self, log_w: Tensor) -> tuple[Tensor, Tensor]:
         c, c_minus_h = self.path_weights(log_w)
         return c, c - c_minus_h
 
     def path_weights(self, log_w: Tensor) -> tuple[Tensor, Tensor]:
-        c, c_minus_h = self.evaluated(self.checked(log_w).detach(), 1, 2)
+        c, c_minus_h = self._at(self.checked(log_w).detach(), 1, 2)
         return c, c_minus_h
 
     def evaluate(self, log_w: Tensor) -> tuple[Tensor, Tensor]:
-        value, c = self.evaluated(self.checked(log_w).detach(), 0, 1)
+        value, c = self._at(self.checked(log_w).detach(), 0, 1)
         return value, c
 
     def evaluate_path(self, log_w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        value, c, c_minus_h = self.evaluated(self.checked(log_w).detach(), 0, 1, 2)
+        value, c, c_minus_h = self._at(self.checked(log_w).detach(), 0, 1, 2)
         return value, c, c_minus_h
 
-    def evaluated(self, log_w: Tensor, *powers: int) -> list[Tensor]:
+    def _at(self, log_w: Tensor, *powers: int) -> list[Tensor]:
         """For power 0 the value, for 1 the gradient c (differentiable), for 2 c − h, in the dtype of ``log_w``."""
         x = log_w.double().reshape(len(log_w), log_w[0].numel())
         dead = self.dead(x.detach())
@@ -84,8 +84,8 @@ class _ValueWithGradient(torch.autograd.Function):
     @staticmethod
     def forward(log_w: Tensor, bound: ClosedForm) -> tuple[Tensor, Tensor | None]:
         if not log_w.requires_grad:
-            return bound.evaluated(log_w, 0)[0], None
-        value, c = bound.evaluated(log_w, 0, 1)
+            return bound._at(log_w, 0)[0], None
+        value, c = bound._at(log_w, 0, 1)
         return value, c
 
     @staticmethod
@@ -99,5 +99,5 @@ class _ValueWithGradient(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, None]:
         log_w, c = ctx.saved_tensors
         if c is None or torch.is_grad_enabled():
-            (c,) = ctx.bound.evaluated(log_w, 1)
+            (c,) = ctx.bound._at(log_w, 1)
         return grad * c, None
