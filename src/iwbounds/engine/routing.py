@@ -92,14 +92,13 @@ class Gate:
     def open(self, model: Tensor, path: Tensor) -> Tensor:
         """Set the ratio b/a, and return the a to attach to log p.
 
-        Where a vanishes and b does not, a is raised to 1e-18 |b|: the model's gradient changes by far less than its
-        rounding, and the product a · (b/a) is b again.
+        Where a vanishes and b does not, the ratio has to be finite: a is raised by 1e-18 b. That changes the model's
+        gradient by far less than its rounding, and the product a · (b/a) is b again. Where both vanish the ratio is 0.
         """
         if path is model:
             return model
-        floor = 1e-18 * path.abs()
-        model = torch.where(model.abs() < floor, floor, model)
-        self.ratio = torch.where(model == 0, 0.0, path / model)
+        model = torch.add(model, path, alpha=1e-18)
+        self.ratio = (path / model).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
         return model
 
 
