@@ -45,7 +45,7 @@ def main() -> None:
     for count in counts:
         steps = steps_of(model, x, count)
         gate(model, steps["hand-written"], {"reparameterized": steps["reparameterized"]})
-        repeats = options.repeats or (2000 if options.tiny else max(15, 2000 // count))
+        repeats = options.repeats or (2000 if options.tiny else max(7, 1500 // count))
         found = medians(steps, repeats)
         base = found["hand-written"]
         rows.append([count, batch, f"{1e3 * base:.2f}", *(f"{found[name] / base:.3f}" for name in GRADIENTS)])

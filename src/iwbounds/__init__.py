@@ -19,6 +19,7 @@ from iwbounds.bounds import (
 )
 from iwbounds.diagnostics import effective_sample_size, pareto_k
 from iwbounds.engine import Estimate, accumulate, estimate, resampling_variance
+from iwbounds.evidence import StreamingWeights, entropy_bounds, mutual_information_bounds, upper_bound
 from iwbounds.gradients import (
     OVIS,
     STL,
@@ -33,7 +34,7 @@ from iwbounds.gradients import (
     Wake,
 )
 from iwbounds.logspace import leave_one_out_log_mean_exp, log_mean_exp, normalized_weights
-from iwbounds.proposals import Proposal
+from iwbounds.proposals import AggregatedPosterior, DirectedLogDensity, HierarchicalProposal, Proposal
 
 __version__ = "0.1.0"
 
@@ -49,13 +50,16 @@ __all__ = [
     "SUMO",
     "TVO",
     "VIMCO",
+    "AggregatedPosterior",
     "Bound",
     "Coefficients",
     "DReG",
     "DReGWake",
+    "DirectedLogDensity",
     "Direction",
     "Estimate",
     "Gradient",
+    "HierarchicalProposal",
     "IncompleteUStatistic",
     "Jackknife",
     "Proposal",
@@ -63,15 +67,19 @@ __all__ = [
     "Reparameterized",
     "RunningMean",
     "ScoreFunction",
+    "StreamingWeights",
     "UStatistic",
     "Wake",
     "accumulate",
     "effective_sample_size",
+    "entropy_bounds",
     "estimate",
     "leave_one_out_log_mean_exp",
     "log_mean_exp",
     "log_spaced_partition",
+    "mutual_information_bounds",
     "normalized_weights",
     "pareto_k",
     "resampling_variance",
+    "upper_bound",
 ]
