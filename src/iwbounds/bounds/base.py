@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from iwbounds.logspace import leave_one_out_log_mean_exp, leave_one_out_mean, promoted
+from iwbounds.logspace import finite_maximum, leave_one_out_log_mean_exp, leave_one_out_mean, promoted
 
 __all__ = ["Bound", "Direction"]
 
@@ -63,6 +63,9 @@ class Bound(ABC):
     c − h rule of :class:`iwbounds.DReG` misses the jumps, and DReG refuses the bound."""
     min_samples: int = 1
     """The fewest samples for which the bound is defined."""
+    power_mean: tuple[float, float] | None = None
+    """(p, s) where the bound is (1 − s) times the log of a power mean plus s times the ELBO: on a GPU one kernel then
+    makes value and coefficients. None where it is not."""
 
     @abstractmethod
     def __call__(self, log_w: Tensor) -> Tensor:
@@ -112,6 +115,15 @@ class Bound(ABC):
         """
         fill = leave_one_out_mean(log_w) if geometric else leave_one_out_log_mean_exp(log_w)
         return self.replace_each(log_w, fill)
+
+    def advantages(self, log_w: Tensor, geometric: bool = False) -> tuple[Tensor, Tensor]:
+        """c, and how much L exceeds :meth:`leave_one_out`, for every k: −inf where L is −inf; detached.
+
+        Override where the two share work.
+        """
+        shifted = log_w - finite_maximum(log_w, 0)  # a difference of bounds: keep both small
+        value, c = self.evaluate(shifted)
+        return c, (value - self.leave_one_out(shifted, geometric)).masked_fill(value.isneginf(), -torch.inf)
 
     def replace_each(self, log_w: Tensor, fill: Tensor) -> Tensor:
         """L with log w_k replaced by ``fill[k]``, for every k. Default: K evaluations, O(K²) time, O(K) memory."""

@@ -48,6 +48,11 @@ class CIWAE(Bound):
             raise ValueError(f"expected beta in [0, 1]; got {self.beta}. 0 is IWAE, 1 is the ELBO.")
 
     @property
+    def power_mean(self) -> tuple[float, float]:  # type: ignore[override]
+        """(1, β)."""
+        return 1.0, self.beta
+
+    @property
     def _end(self) -> Bound | None:
         """The bound that β = 0 and β = 1 are: no dead weight may meet a factor of 0."""
         return IWAE() if self.beta == 0 else ELBO() if self.beta == 1 else None

@@ -31,6 +31,7 @@ class ELBO(Bound):
     """
 
     direction = Direction.LOWER
+    power_mean = (1.0, 1.0)
 
     def __call__(self, log_w: Tensor) -> Tensor:
         return sample_mean(self.checked(log_w))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from iwbounds.bounds.base import Bound, Direction
@@ -13,6 +15,7 @@ from iwbounds.logspace import (
     log_mean_exp_with_weights,
     normalized_weights,
     power_mean_replacing_each,
+    shares,
 )
 
 __all__ = ["IWAE"]
@@ -37,6 +40,7 @@ class IWAE(Bound):
     """
 
     direction = Direction.LOWER
+    power_mean = (1.0, 0.0)
 
     def __call__(self, log_w: Tensor) -> Tensor:
         return log_mean_exp(self.checked(log_w))
@@ -62,6 +66,12 @@ class IWAE(Bound):
     def leave_one_out(self, log_w: Tensor, geometric: bool = False) -> Tensor:
         # Replacing a weight by the mean of the others leaves that mean: IWAE of the other K - 1.
         return super().leave_one_out(log_w, geometric) if geometric else leave_one_out_log_mean_exp(log_w)
+
+    def advantages(self, log_w: Tensor, geometric: bool = False) -> tuple[Tensor, Tensor]:
+        if geometric:
+            return super().advantages(log_w, geometric)
+        weights, log_rest, dead = shares(log_w)
+        return weights, (math.log1p(-1 / len(log_w)) - log_rest).masked_fill_(dead, -torch.inf)
 
     def replace_each(self, log_w: Tensor, fill: Tensor) -> Tensor:
         return power_mean_replacing_each(log_w, fill, 1.0)

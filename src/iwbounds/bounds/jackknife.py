@@ -11,7 +11,10 @@ from torch import Tensor
 
 from iwbounds.bounds.base import Direction
 from iwbounds.bounds.closed_form import ClosedForm, Sums
-from iwbounds.logspace import LeaveOneOutSums, LeaveOutSums, SubsetAverages, log_mean_exp
+from iwbounds.logspace import log_mean_exp
+from iwbounds.logspace.leave_out import LeaveOutSums
+from iwbounds.logspace.leave_out_single import LeaveOneOutSums
+from iwbounds.logspace.symmetric import SubsetAverages
 
 __all__ = ["Jackknife"]
 

@@ -32,6 +32,11 @@ class PowerMean(Bound):
         """False at infinite power."""
         return math.isfinite(self.power)
 
+    @property
+    def power_mean(self) -> tuple[float, float] | None:  # type: ignore[override]
+        """(p, 0); None at infinite power."""
+        return (self.power, 0.0) if self.smooth else None
+
     def __call__(self, log_w: Tensor) -> Tensor:
         return log_power_mean(self.checked(log_w), self.power)
 

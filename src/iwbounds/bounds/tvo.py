@@ -13,7 +13,8 @@ from torch import Tensor
 
 from iwbounds.bounds.base import Bound, Direction
 from iwbounds.bounds.elbo import ELBO
-from iwbounds.logspace import finite_maximum, tempered_derivatives, tempered_mean, tempered_mean_replacing_each
+from iwbounds.logspace import finite_maximum
+from iwbounds.logspace.tempered import tempered_derivatives, tempered_mean, tempered_mean_replacing_each
 
 __all__ = ["EUBO", "TVO", "Tempered", "log_spaced_partition"]
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from iwbounds.bounds.base import Direction
 from iwbounds.bounds.closed_form import ClosedForm, Sums
-from iwbounds.logspace import SubsetAverages
+from iwbounds.logspace.symmetric import SubsetAverages
 
 __all__ = ["UStatistic", "check_size"]
 

@@ -77,5 +77,9 @@ class Gradient(ABC):
         """The bound and the coefficients. Override where the two share work."""
         return bound(log_w), self.coefficients(bound, log_w)
 
+    def from_derivatives(self, c: Tensor, c_minus_h: Tensor) -> Coefficients | None:  # noqa: ARG002
+        """Coefficients made of c and c − h alone, which a GPU kernel has computed; None where more is needed."""
+        return None
+
     def check(self, bound: Bound) -> None:  # noqa: B027
         """Raise ValueError, with the reason and what to use instead, where the estimator is wrong for ``bound``."""

@@ -37,7 +37,10 @@ class Reparameterized(Gradient):
 
     def evaluate(self, bound: Bound, log_w: Tensor) -> tuple[Tensor, Coefficients]:
         value, c = bound.evaluate(log_w)
-        return value, Coefficients(model=c, path=c, score=-c)
+        return value, self.from_derivatives(c, c)
+
+    def from_derivatives(self, c: Tensor, c_minus_h: Tensor) -> Coefficients:  # noqa: ARG002
+        return Coefficients(model=c, path=c, score=-c)
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,10 @@ class STL(Gradient):
 
     def evaluate(self, bound: Bound, log_w: Tensor) -> tuple[Tensor, Coefficients]:
         value, c = bound.evaluate(log_w)
-        return value, Coefficients(model=c, path=c)
+        return value, self.from_derivatives(c, c)
+
+    def from_derivatives(self, c: Tensor, c_minus_h: Tensor) -> Coefficients:  # noqa: ARG002
+        return Coefficients(model=c, path=c)
 
 
 @dataclass(frozen=True)
@@ -104,7 +110,10 @@ class DReG(Gradient):
     def evaluate(self, bound: Bound, log_w: Tensor) -> tuple[Tensor, Coefficients]:
         refuse_jumps(self, bound)
         value, c, c_minus_h = bound.evaluate_path(log_w)
-        return value, Coefficients(model=c, path=c_minus_h)
+        return value, self.from_derivatives(c, c_minus_h)
+
+    def from_derivatives(self, c: Tensor, c_minus_h: Tensor) -> Coefficients:
+        return Coefficients(model=c, path=c_minus_h)
 
 
 def refuse_jumps(gradient: Gradient, bound: Bound) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from iwbounds.bounds import IWAE, Bound
 from iwbounds.gradients.base import Coefficients, Gradient
-from iwbounds.logspace import finite_maximum, leave_one_out_log_mean_exp, log_mean_exp, normalized_weights
+from iwbounds.logspace import shares
 
 __all__ = ["OVIS", "VIMCO", "RunningMean", "ScoreFunction"]
 
@@ -72,14 +72,14 @@ class ScoreFunction(Gradient):
     def coefficients(self, bound: Bound, log_w: Tensor) -> Coefficients:
         c, value = bound.gradient(log_w), bound(log_w)
         if self.baseline is None:
-            return Coefficients(model=c, score=scores(value - c, value))
+            return Coefficients(model=c, score=finite_or_zero(value - c))
         with torch.enable_grad():
             baseline = torch.as_tensor(self.baseline(), device=value.device).expand_as(value)
         advantage = value - baseline.detach().to(value.dtype)
         if isinstance(self.baseline, RunningMean):
             self.baseline.update(value)
-        learned = ((baseline, scores(advantage, value).unsqueeze(0)),)
-        return Coefficients(model=c, score=scores(advantage - c, value), extra=learned)
+        learned = ((baseline, finite_or_zero(advantage).unsqueeze(0)),)
+        return Coefficients(model=c, score=finite_or_zero(advantage - c), extra=learned)
 
 
 @dataclass(frozen=True)
@@ -109,10 +109,8 @@ class VIMCO(Gradient):
     def coefficients(self, bound: Bound, log_w: Tensor) -> Coefficients:
         if log_w.shape[0] == 1:
             return ScoreFunction().coefficients(bound, log_w)
-        log_w = log_w - finite_maximum(log_w, 0)  # L - L_{-k} is a difference: keep both small
-        c, value = bound.gradient(log_w), bound(log_w)
-        advantage = value - bound.leave_one_out(log_w, geometric=self.geometric)
-        return Coefficients(model=c, score=scores(advantage - c, value))
+        c, advantage = bound.advantages(log_w, self.geometric)
+        return Coefficients(model=c, score=finite_or_zero(advantage - c))
 
 
 @dataclass(frozen=True)
@@ -156,12 +154,10 @@ class OVIS(Gradient):
         count = log_w.shape[0]
         if count < 2:
             raise ValueError(f"{self!r} needs at least 2 samples; got {count}. Use ScoreFunction() for one.")
-        log_w = log_w - finite_maximum(log_w, 0)
-        w, value = normalized_weights(log_w), log_mean_exp(log_w)
-        log_share = math.log1p(-1 / count)
-        log_rest = leave_one_out_log_mean_exp(log_w) - value + log_share  # log(1 - w)
+        w, log_rest, dead = shares(log_w)
         excess = torch.where(w < 0.05, _log1p_excess(w), -log_rest - w)
-        return Coefficients(model=w, score=scores(excess + self.gamma * (w + log_share), value))
+        score = excess + self.gamma * (w + math.log1p(-1 / count))
+        return Coefficients(model=w, score=finite_or_zero(score.masked_fill(dead, 0.0)))
 
 
 def _log1p_excess(w: Tensor) -> Tensor:
@@ -169,6 +165,6 @@ def _log1p_excess(w: Tensor) -> Tensor:
     return w * w * (1 / 2 + w * (1 / 3 + w * (1 / 4 + w * (1 / 5 + w * (1 / 6 + w * (1 / 7 + w / 8))))))
 
 
-def scores(raw: Tensor, value: Tensor) -> Tensor:
-    """``raw`` scores, 0 where they or the bound's ``value`` are infinite; NaN stays where a weight is NaN."""
-    return raw.nan_to_num(nan=torch.nan, posinf=0.0, neginf=0.0).masked_fill(value.isneginf(), 0.0)
+def finite_or_zero(raw: Tensor) -> Tensor:
+    """``raw`` scores, 0 where they are infinite; NaN stays, in a datum with a NaN weight."""
+    return raw.nan_to_num(nan=torch.nan, posinf=0.0, neginf=0.0)

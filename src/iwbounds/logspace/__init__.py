@@ -1,8 +1,10 @@
-"""Reductions of log-weights: the numerical ground floor. Imports nothing of the package."""
+"""Reductions of log-weights: the numerical ground floor. Imports nothing of the package.
 
-from iwbounds.logspace.leave_one_out import leave_one_out_log_mean_exp, leave_one_out_mean
-from iwbounds.logspace.leave_out import LeaveOutSums
-from iwbounds.logspace.leave_out_single import LeaveOneOutSums
+What serves single bounds (``leave_out``, ``leave_out_single``, ``symmetric``, ``tempered``) is imported from its own
+module.
+"""
+
+from iwbounds.logspace.leave_one_out import leave_one_out_log_mean_exp, leave_one_out_mean, shares
 from iwbounds.logspace.mean import (
     finite_maximum,
     log_mean_exp,
@@ -17,13 +19,8 @@ from iwbounds.logspace.power import (
     sample_mean,
     uniform_weights,
 )
-from iwbounds.logspace.symmetric import SubsetAverages
-from iwbounds.logspace.tempered import tempered_derivatives, tempered_mean, tempered_mean_replacing_each
 
 __all__ = [
-    "LeaveOneOutSums",
-    "LeaveOutSums",
-    "SubsetAverages",
     "finite_maximum",
     "leave_one_out_log_mean_exp",
     "leave_one_out_mean",
@@ -35,8 +32,6 @@ __all__ = [
     "power_weights",
     "promoted",
     "sample_mean",
-    "tempered_derivatives",
-    "tempered_mean",
-    "tempered_mean_replacing_each",
+    "shares",
     "uniform_weights",
 ]

@@ -11,13 +11,14 @@ Means of the others' log-weights (the geometric version) are sums of finite entr
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from iwbounds.logspace.mean import finite_part, log_mean_exp, promoted
+from iwbounds.logspace.mean import finite_part, log_mean_exp, promoted, shifted_exp
 
-__all__ = ["leave_one_out_log_mean_exp", "leave_one_out_mean"]
+__all__ = ["Shares", "leave_one_out_log_mean_exp", "leave_one_out_mean", "shares"]
 
 
 def leave_one_out_log_mean_exp(x: Tensor, dim: int = 0) -> Tensor:
@@ -77,3 +78,27 @@ def leave_one_out_mean(x: Tensor, dim: int = 0) -> Tensor:
     mean = (alive.sum(dim, keepdim=True) - alive) / (x.shape[dim] - 1)
     others_dead = dead.sum(dim, keepdim=True) - dead.to(torch.int64)
     return mean.masked_fill(others_dead > 0, -torch.inf)
+
+
+class Shares(NamedTuple):
+    """What each sample has of the total weight, and what it leaves to the others; detached, for coefficients."""
+
+    weights: Tensor
+    """w̃, ``(K, *batch)``."""
+    log_rest: Tensor
+    """log(1 − w̃), precise where w̃ is within rounding of 1: −1000 if a weight dominates by 1000 nats."""
+    dead: Tensor
+    """``(1, *batch)``: where no weight lives, and weights and their logs are 0."""
+
+
+def shares(log_w: Tensor) -> Shares:
+    """Normalised weights along axis 0 and the logs of their complements, in O(K).
+
+    Only the largest weight can exceed 1/2, so for all others log1p(−w̃) is well conditioned.
+    """
+    parts = shifted_exp(promoted(log_w).detach(), 0)
+    weights = parts.exp / parts.total
+    top = parts.shifted.argmax(0, keepdim=True)
+    log_others = parts.shifted.scatter(0, top, -torch.inf).logsumexp(0, keepdim=True)
+    log_rest = weights.neg().log1p_().scatter_(0, top, log_others - parts.total.log())
+    return Shares(weights, log_rest, parts.maximum.isneginf())

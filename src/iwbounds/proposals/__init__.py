@@ -1,8 +1,18 @@
 """Proposals: how latents are drawn and what their log-density is."""
 
-from iwbounds.proposals.aggregated import AggregatedPosterior
+from typing import TYPE_CHECKING
+
+from iwbounds._lazy import lazy_attributes
 from iwbounds.proposals.base import LogJoint, Proposal, as_proposal
-from iwbounds.proposals.directed import DirectedLogDensity
-from iwbounds.proposals.hierarchical import HierarchicalProposal
+
+if TYPE_CHECKING:
+    from iwbounds.proposals.aggregated import AggregatedPosterior
+    from iwbounds.proposals.directed import DirectedLogDensity
+    from iwbounds.proposals.hierarchical import HierarchicalProposal
 
 __all__ = ["AggregatedPosterior", "DirectedLogDensity", "HierarchicalProposal", "LogJoint", "Proposal", "as_proposal"]
+
+__getattr__ = lazy_attributes(
+    __name__,
+    {"AggregatedPosterior": "aggregated", "DirectedLogDensity": "directed", "HierarchicalProposal": "hierarchical"},
+)
