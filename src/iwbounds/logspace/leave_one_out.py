@@ -101,4 +101,5 @@ def shares(log_w: Tensor) -> Shares:
     top = parts.shifted.argmax(0, keepdim=True)
     log_others = parts.shifted.scatter(0, top, -torch.inf).logsumexp(0, keepdim=True)
     log_rest = weights.neg().log1p_().scatter_(0, top, log_others - parts.total.log())
+    log_rest += parts.total - parts.total  # 0, and NaN where a weight is +inf: nothing can be said of what it leaves
     return Shares(weights, log_rest, parts.maximum.isneginf())
