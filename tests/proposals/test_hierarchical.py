@@ -331,7 +331,7 @@ def test_the_density_itself_is_refused() -> None:
 @pytest.mark.parametrize("gradient", [iw.DReG(), iw.Reparameterized()], ids=["dreg", "reparameterized"])
 def test_shared_mixing_samples_refuse_pathwise_rules_by_name(gradient) -> None:
     q = LinearHierarchy().proposal(2, False, shared=True)
-    with pytest.raises(ValueError, match="not all parts"):
+    with pytest.raises(ValueError, match="leave gradient=None"):
         iw.estimate(lambda z: z, q, iw.IWAE(), gradient)
 
 
@@ -381,3 +381,16 @@ def test_a_categorical_mixing_distribution_defaults_to_vimco() -> None:
     q = HierarchicalProposal(Categorical(logits=logits), lambda n: Normal(means[n], 1.0), None, 5)
     iw.estimate(lambda z: Normal(1.0, 1.0).log_prob(z), q, num_samples=8).value.backward()
     assert logits.grad.abs().sum() > 0
+
+
+def test_what_the_extended_latent_does_not_allow_is_refused_with_the_reason():
+    mixing = Normal(torch.zeros(3), 1.0)
+    iwhvi = iw.HierarchicalProposal(mixing, lambda psi: Normal(psi, 1.0), lambda z: Normal(z / 2, 0.7), 2)
+    shared = iw.HierarchicalProposal(mixing, lambda psi: Normal(psi, 1.0), num_aux=2, shared=True)
+    log_joint = Normal(torch.zeros(3), 1.0).log_prob
+    with pytest.raises(ValueError, match=r"Wake\(\) is not defined for a reverse model"):
+        iw.estimate(log_joint, iwhvi, gradient=iw.Wake(), num_samples=4)
+    with pytest.raises(ValueError, match="proposal_bound needs reverse=None"):
+        iw.estimate(log_joint, iwhvi, proposal_bound=iw.ELBO(), num_samples=4)
+    with pytest.raises(ValueError, match="leave gradient=None"):
+        iw.estimate(log_joint, shared, gradient=iw.DReG(), num_samples=4)

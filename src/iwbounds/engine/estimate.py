@@ -75,8 +75,10 @@ def estimate(
     >>> loc.grad.shape
     torch.Size([2])
     """
-    log_joint, proposal = as_proposal(proposal).extended(log_joint)
+    given = as_proposal(proposal)
+    log_joint, proposal = given.extended(log_joint)
     gradient = gradient or default_gradient(bound, proposal, num_samples, samples)
+    given.check(gradient, proposal_bound)
     rule = Rule(bound, gradient, proposal_bound)
     latents = draw(proposal, rule, num_samples, samples)
     differentiate = torch.is_grad_enabled()

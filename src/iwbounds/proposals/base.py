@@ -9,6 +9,8 @@ from typing import Any, TypeAlias
 from torch import Tensor
 from torch.distributions import Distribution
 
+from iwbounds.bounds import Bound
+from iwbounds.gradients import Gradient
 from iwbounds.latents import Latents, latent_leaves
 
 __all__ = ["LogJoint", "Proposal", "as_proposal"]
@@ -57,6 +59,9 @@ class Proposal:
         """One log-density per part where ``reparameterized`` speaks of parts, else the one there is."""
         log_q = self.log_prob(latents)
         return [log_q] if isinstance(self.reparameterized, bool) else list(latent_leaves(log_q))
+
+    def check(self, gradient: Gradient, proposal_bound: Bound | None) -> None:
+        """Raise ValueError where a gradient, or another bound for the proposal, is wrong for this proposal."""
 
     def extended(self, log_joint: LogJoint) -> tuple[LogJoint, Proposal]:
         """The log-joint and the proposal that the engine works on; they differ from the user's for extended latents."""

@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor
 from torch.distributions import Distribution
 
-from iwbounds.bounds import IWAE
+from iwbounds.bounds import IWAE, Bound
 from iwbounds.gradients import DReG, Gradient, Reparameterized
 from iwbounds.latents import Latents
 from iwbounds.proposals.base import LogJoint, Proposal
@@ -183,6 +183,23 @@ class HierarchicalProposal(Proposal):
             ValueError: K = 0.
         """
         return IWAE()(self.log_weights(z, None, num_aux))
+
+    def check(self, gradient: Gradient, proposal_bound: Bound | None) -> None:
+        """Refuse what the extended latent does not allow.
+
+        Raises:
+            ValueError: a wake gradient or a ``proposal_bound`` with a reverse model, whose parameters are in the
+                extended log-joint too; with ``shared``, a pathwise gradient that drops a score term.
+        """
+        if self.has_reverse and not gradient.follows_bound:
+            raise ValueError(f"{gradient!r} is not defined for a reverse model. Use reverse=None, or DReG().")
+        if self.has_reverse and proposal_bound is not None:
+            raise ValueError("proposal_bound needs reverse=None: a reverse model's parameters follow one bound only.")
+        if self._shared and gradient.pathwise:
+            raise ValueError(
+                f"{gradient!r} drops a score term, or asks for a path that shared auxiliary variables carry already. "
+                "With shared=True leave gradient=None: it is then the total derivative."
+            )
 
     def extended(self, log_joint: LogJoint) -> tuple[LogJoint, Proposal]:
         """The ordinary proposal over an extended latent that the engine works on."""
