@@ -16,9 +16,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from iwbounds.logspace.mean import finite_part, log_mean_exp, promoted, shifted_exp
+from iwbounds.logspace.mean import finite_part, plain_log_mean_exp, promoted, served_by_kernel, shifted_exp
 
-__all__ = ["Shares", "leave_one_out_log_mean_exp", "leave_one_out_mean", "shares"]
+__all__ = ["Shares", "leave_one_out_log_mean_exp", "leave_one_out_mean", "plain_leave_one_out", "shares"]
 
 
 def leave_one_out_log_mean_exp(x: Tensor, dim: int = 0) -> Tensor:
@@ -48,12 +48,23 @@ def leave_one_out_log_mean_exp(x: Tensor, dim: int = 0) -> Tensor:
     count = x.shape[dim]
     if count < 2:
         raise ValueError(f"expected at least 2 samples along axis {dim} to leave one out; got shape {tuple(x.shape)}.")
+    if served_by_kernel(x):
+        from iwbounds.logspace.kernels import fused_leave_one_out_log_mean_exp
+
+        return fused_leave_one_out_log_mean_exp(x, dim)
+    return plain_leave_one_out(x, dim)
+
+
+def plain_leave_one_out(x: Tensor, dim: int = 0) -> Tensor:
+    """:func:`leave_one_out_log_mean_exp` in plain torch code, whatever the device: the kernels' reference."""
+    x = promoted(x, dim)
+    count = x.shape[dim]
     if count == 2:
         return x.masked_fill(x.isneginf(), -torch.inf).flip(dim)  # filled, so that a dead one gets no gradient
     top = x.detach().argmax(dim, keepdim=True)
     is_top = torch.zeros_like(x, dtype=torch.bool).scatter(dim, top, True)
     rest = x.masked_fill(is_top, -torch.inf)
-    without_top = log_mean_exp(rest, dim).unsqueeze(dim) + math.log(count / (count - 1))
+    without_top = plain_log_mean_exp(rest, dim).unsqueeze(dim) + math.log(count / (count - 1))
     with_top = _log_sum_exp_with_top(x.gather(dim, top), rest, dim) - math.log(count - 1)
     return torch.where(is_top, without_top, with_top)
 

@@ -23,7 +23,9 @@ __all__ = [
     "log_mean_exp",
     "log_mean_exp_with_weights",
     "normalized_weights",
+    "plain_log_mean_exp",
     "promoted",
+    "served_by_kernel",
     "shifted_exp",
 ]
 
@@ -103,6 +105,25 @@ def log_mean_exp(x: Tensor, dim: int = 0) -> Tensor:
     >>> log_mean_exp(torch.tensor([[1e7, -torch.inf], [1e7, -torch.inf]]))
     tensor([10000000.,       -inf])
     """
+    x = promoted(x, dim)
+    if served_by_kernel(x):
+        from iwbounds.logspace.kernels import fused_log_mean_exp
+
+        return fused_log_mean_exp(x, dim)
+    return plain_log_mean_exp(x, dim)
+
+
+def served_by_kernel(x: Tensor) -> bool:
+    """Whether ``x`` is where the fused kernels serve by themselves: on a GPU, where Triton is, in eager code."""
+    if not x.is_cuda:
+        return False
+    from iwbounds.logspace.kernels import runs_kernel
+
+    return runs_kernel(x)
+
+
+def plain_log_mean_exp(x: Tensor, dim: int = 0) -> Tensor:
+    """:func:`log_mean_exp` in plain torch code, whatever the device: the kernels' reference."""
     return _log_mean(shifted_exp(promoted(x, dim), dim), dim)
 
 

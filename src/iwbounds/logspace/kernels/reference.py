@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from iwbounds.logspace.leave_one_out import leave_one_out_log_mean_exp, leave_one_out_mean
-from iwbounds.logspace.mean import finite_maximum, log_mean_exp, normalized_weights, promoted, shifted_exp
+from iwbounds.logspace.leave_one_out import leave_one_out_mean, plain_leave_one_out
+from iwbounds.logspace.mean import finite_maximum, normalized_weights, plain_log_mean_exp, promoted, shifted_exp
 from iwbounds.logspace.power import log_power_mean, power_mean_replacing_each, power_weights, sample_mean
 
 __all__ = [
@@ -86,17 +86,17 @@ def vimco(log_p: Tensor, log_q: Tensor | None, geometric: bool) -> FusedVIMCO:
     """Arithmetic or geometric VIMCO for IWAE, K ≥ 2."""
     x = promoted(log_p) if log_q is None else promoted(log_p) - promoted(log_q)
     y = x - finite_maximum(x, 0)
-    without = power_mean_replacing_each(y, leave_one_out_mean(y), 1.0) if geometric else leave_one_out_log_mean_exp(y)
+    without = power_mean_replacing_each(y, leave_one_out_mean(y), 1.0) if geometric else plain_leave_one_out(y)
     w = normalized_weights(y)
-    advantage = log_mean_exp(y) - without
+    advantage = plain_log_mean_exp(y) - without
     dead = x.isneginf().all(0)
     score = (advantage - w).masked_fill(dead, 0.0).nan_to_num(nan=torch.nan, posinf=0.0, neginf=0.0)
-    return FusedVIMCO(log_mean_exp(x), _ess(x), x, w, score)
+    return FusedVIMCO(plain_log_mean_exp(x), _ess(x), x, w, score)
 
 
 def nested(log_p: Tensor, inner: Tensor, power: float, share: float) -> FusedNested:
     """The outer bound of log p − log-mean-exp(inner), with the gradient in both."""
-    outer = bound(log_p, log_mean_exp(inner, 1), power, share)
+    outer = bound(log_p, plain_log_mean_exp(inner, 1), power, share)
     w = normalized_weights(inner, 1)
     gradient = -outer.model.unsqueeze(1) * w
     path = (outer.path - 2 * outer.model).unsqueeze(1) * w * w
@@ -106,7 +106,7 @@ def nested(log_p: Tensor, inner: Tensor, power: float, share: float) -> FusedNes
 def mean_pieces(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Log-mean-exp along axis 0, and the maximum and scaled sum that its backward needs."""
     pieces = shifted_exp(promoted(x), 0)
-    return log_mean_exp(x), pieces.maximum.squeeze(0).clone(), pieces.total.squeeze(0)
+    return plain_log_mean_exp(x), pieces.maximum.squeeze(0).clone(), pieces.total.squeeze(0)
 
 
 def softmax_backward(grad: Tensor, x: Tensor, maximum: Tensor, total: Tensor) -> Tensor:
