@@ -4,10 +4,10 @@ What serves single bounds (``leave_out``, ``leave_out_single``, ``symmetric``, `
 module.
 """
 
-from iwbounds.logspace.leave_one_out import leave_one_out_log_mean_exp, leave_one_out_mean, shares
+from iwbounds.logspace.front import leave_one_out_log_mean_exp, log_mean_exp
+from iwbounds.logspace.leave_one_out import leave_one_out_mean, shares
 from iwbounds.logspace.mean import (
     finite_maximum,
-    log_mean_exp,
     log_mean_exp_with_weights,
     normalized_weights,
     promoted,

@@ -16,47 +16,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from iwbounds.logspace.mean import finite_part, plain_log_mean_exp, promoted, served_by_kernel, shifted_exp
+from iwbounds.logspace.mean import finite_part, plain_log_mean_exp, promoted, shifted_exp
 
-__all__ = ["Shares", "leave_one_out_log_mean_exp", "leave_one_out_mean", "plain_leave_one_out", "shares"]
-
-
-def leave_one_out_log_mean_exp(x: Tensor, dim: int = 0) -> Tensor:
-    r"""Log-mean-exp of all the other elements, for every element.
-
-    .. math:: \operatorname{loo}_k(x) = \log\frac1{K-1}\sum_{j\ne k} e^{x_j}
-
-    Time and memory O(K); differentiable to any order.
-
-    Args:
-        x: log-weights in nats, any shape, with at least two along ``dim``.
-        dim: the axis to reduce.
-
-    Returns:
-        The shape of ``x``, in at least float32.
-
-    Edge cases: −inf where all others are −inf (gradient 0), +inf where another is +inf; NaN stays in its own row.
-
-    Raises:
-        TypeError: not a floating-point tensor.
-        ValueError: fewer than two elements along ``dim``.
-
-    >>> leave_one_out_log_mean_exp(torch.tensor([0.0, 0.0, 1000.0]))
-    tensor([999.3068, 999.3068,   0.0000])
-    """
-    x = promoted(x, dim)
-    count = x.shape[dim]
-    if count < 2:
-        raise ValueError(f"expected at least 2 samples along axis {dim} to leave one out; got shape {tuple(x.shape)}.")
-    if served_by_kernel(x):
-        from iwbounds.logspace.kernels import fused_leave_one_out_log_mean_exp
-
-        return fused_leave_one_out_log_mean_exp(x, dim)
-    return plain_leave_one_out(x, dim)
+__all__ = ["Shares", "leave_one_out_mean", "plain_leave_one_out", "shares"]
 
 
 def plain_leave_one_out(x: Tensor, dim: int = 0) -> Tensor:
-    """:func:`leave_one_out_log_mean_exp` in plain torch code, whatever the device: the kernels' reference."""
+    """:func:`iwbounds.leave_one_out_log_mean_exp` in plain torch code, whatever the device: the kernels' reference."""
     x = promoted(x, dim)
     count = x.shape[dim]
     if count == 2:

@@ -20,12 +20,10 @@ from torch import Tensor
 __all__ = [
     "finite_maximum",
     "finite_part",
-    "log_mean_exp",
     "log_mean_exp_with_weights",
     "normalized_weights",
     "plain_log_mean_exp",
     "promoted",
-    "served_by_kernel",
     "shifted_exp",
 ]
 
@@ -78,57 +76,13 @@ def shifted_exp(x: Tensor, dim: int) -> ShiftedExp:
     return ShiftedExp(shifted, exp, exp.sum(dim, keepdim=True).clamp_min(0.5), maximum)
 
 
-def log_mean_exp(x: Tensor, dim: int = 0) -> Tensor:
-    r"""Logarithm of the mean of exponentials along one axis.
-
-    .. math:: \operatorname{lme}(x) = \log\frac1K\sum_{k=1}^K e^{x_k}
-
-    The gradient is :func:`normalized_weights`; derivatives of any order, forward-mode AD and ``torch.func`` transforms
-    work. Empty batches are fine.
-
-    Args:
-        x: log-weights in nats, any shape; float16 and bfloat16 are computed and returned in float32.
-        dim: the axis to reduce.
-
-    Returns:
-        ``x`` without axis ``dim``, in at least float32.
-
-    Edge cases: a row of −inf gives −inf with gradient 0. A +inf entry gives +inf, and a NaN gradient for that entry,
-    because a +inf log-weight is an error of the model. NaN stays in its own row.
-
-    Raises:
-        TypeError: not a floating-point tensor.
-        ValueError: no axis ``dim``, or an axis of size 0.
-
-    >>> log_mean_exp(torch.tensor([0.0, 0.0, 0.0]))
-    tensor(0.)
-    >>> log_mean_exp(torch.tensor([[1e7, -torch.inf], [1e7, -torch.inf]]))
-    tensor([10000000.,       -inf])
-    """
-    x = promoted(x, dim)
-    if served_by_kernel(x):
-        from iwbounds.logspace.kernels import fused_log_mean_exp
-
-        return fused_log_mean_exp(x, dim)
-    return plain_log_mean_exp(x, dim)
-
-
-def served_by_kernel(x: Tensor) -> bool:
-    """Whether ``x`` is where the fused kernels serve by themselves: on a GPU, where Triton is, in eager code."""
-    if not x.is_cuda:
-        return False
-    from iwbounds.logspace.kernels import runs_kernel
-
-    return runs_kernel(x)
-
-
 def plain_log_mean_exp(x: Tensor, dim: int = 0) -> Tensor:
-    """:func:`log_mean_exp` in plain torch code, whatever the device: the kernels' reference."""
+    """:func:`iwbounds.log_mean_exp` in plain torch code, whatever the device: the kernels' reference."""
     return _log_mean(shifted_exp(promoted(x, dim), dim), dim)
 
 
 def log_mean_exp_with_weights(x: Tensor, dim: int = 0) -> tuple[Tensor, Tensor]:
-    """:func:`log_mean_exp` and :func:`normalized_weights` from the same exponentials."""
+    """Log-mean-exp and :func:`normalized_weights` from the same exponentials."""
     parts = shifted_exp(promoted(x, dim), dim)
     return _log_mean(parts, dim), parts.exp / parts.total
 
@@ -156,7 +110,7 @@ def normalized_weights(log_w: Tensor, dim: int = 0) -> Tensor:
     Edge cases: −inf has weight exactly 0; a row of −inf has all weights 0; +inf has weight NaN.
 
     Raises:
-        TypeError, ValueError: as :func:`log_mean_exp`.
+        TypeError, ValueError: as :func:`iwbounds.log_mean_exp`.
 
     >>> normalized_weights(torch.tensor([0.0, -torch.inf, 0.0]))
     tensor([0.5000, 0.0000, 0.5000])

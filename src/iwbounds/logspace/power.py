@@ -11,8 +11,8 @@ import math
 import torch
 from torch import Tensor
 
-from iwbounds.logspace.leave_one_out import leave_one_out_log_mean_exp
-from iwbounds.logspace.mean import finite_maximum, log_mean_exp, normalized_weights, promoted
+from iwbounds.logspace.leave_one_out import plain_leave_one_out
+from iwbounds.logspace.mean import finite_maximum, normalized_weights, plain_log_mean_exp, promoted
 
 __all__ = [
     "log_power_mean",
@@ -47,7 +47,7 @@ def log_power_mean(x: Tensor, power: float, dim: int = 0) -> Tensor:
     .. math:: \frac1p \log\frac1K\sum_k e^{p x_k}
 
     Power 0 is the limit, the mean of ``x``; ±infinity are the maximum and the minimum. Nothing is lost for powers near
-    0, where a logarithm near 0 is divided by ``power``: :func:`log_mean_exp` is precise relative to the spread.
+    0, where a logarithm near 0 is divided by ``power``: :func:`plain_log_mean_exp` is precise relative to the spread.
     """
     if power == 0:
         return sample_mean(x, dim)
@@ -57,9 +57,9 @@ def log_power_mean(x: Tensor, power: float, dim: int = 0) -> Tensor:
     shift = finite_maximum(x, dim)
     scaled = power * (x - shift)
     if power > 0:
-        return shift.squeeze(dim) + log_mean_exp(scaled, dim) / power
+        return shift.squeeze(dim) + plain_log_mean_exp(scaled, dim) / power
     dead = _any_dead(x, dim)
-    mean = shift.squeeze(dim) + log_mean_exp(scaled.masked_fill(dead, 0.0), dim) / power
+    mean = shift.squeeze(dim) + plain_log_mean_exp(scaled.masked_fill(dead, 0.0), dim) / power
     return mean.masked_fill(dead.squeeze(dim), -torch.inf)
 
 
@@ -75,5 +75,5 @@ def power_weights(x: Tensor, power: float, dim: int = 0) -> Tensor:
 def power_mean_replacing_each(x: Tensor, fill: Tensor, power: float) -> Tensor:
     """:func:`log_power_mean` along axis 0 with x_k replaced by ``fill[k]``, for every k in O(K); finite power."""
     x, count = promoted(x), x.shape[0]
-    others = leave_one_out_log_mean_exp(power * x) + math.log(count - 1)
+    others = plain_leave_one_out(power * x) + math.log(count - 1)
     return (torch.logaddexp(others, power * fill) - math.log(count)) / power

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from iwbounds.logspace.mean import log_mean_exp
+from iwbounds.logspace.mean import plain_log_mean_exp
 
 __all__ = ["SubsetAverages"]
 
@@ -71,7 +71,7 @@ class SubsetAverages:
         excess = torch.expm1(x)
         deviation, scale = (excess - excess.mean(0)).unsqueeze(1), self._size * x.exp().mean(0)
         largest = deviation.abs().amax(0)
-        total = log_mean_exp(x) - self._paid
+        total = plain_log_mean_exp(x) - self._paid
         for log_t, weights in self._chunks(2, 1):
             t = log_t.exp()
             # Where the sets differ little, E relative to the reference, minus one; where they differ, E itself.

@@ -17,7 +17,7 @@ import math
 import torch
 from torch import Tensor
 
-from iwbounds.logspace.leave_one_out import leave_one_out_log_mean_exp
+from iwbounds.logspace.leave_one_out import plain_leave_one_out
 from iwbounds.logspace.mean import finite_maximum, normalized_weights, promoted
 
 __all__ = ["tempered_derivatives", "tempered_mean", "tempered_mean_replacing_each"]
@@ -46,7 +46,7 @@ def tempered_derivatives(x: Tensor, beta: float) -> tuple[Tensor, Tensor]:
 def tempered_mean_replacing_each(x: Tensor, fill: Tensor, beta: float) -> Tensor:
     """S_β with x_k replaced by ``fill[k]``, for every k in O(K); K ≥ 2, β > 0."""
     x = promoted(x)
-    log_others = leave_one_out_log_mean_exp(beta * x) + math.log(x.shape[0] - 1)
+    log_others = plain_leave_one_out(beta * x) + math.log(x.shape[0] - 1)
     share = torch.sigmoid(beta * fill - log_others)
     others = _means_of_others(x, beta)
     return torch.where(share == 0, 0.0, share * fill) + torch.where(share == 1, 0.0, (1.0 - share) * others)
