@@ -261,3 +261,32 @@ def test_a_dead_datum_has_no_gradient_and_a_nan_datum_keeps_it_to_itself(gradien
     alone = iw.estimate(lambda z: log_joint(z), normal(loc[2:]), gradient=gradient, samples=z[:, 2:]).value
     assert torch.equal(value[2:], alone)
     torch.testing.assert_close(grad[2:], torch.autograd.grad(alone.sum(), loc)[0][2:])
+
+
+# Subclasses of the library's own classes.
+
+
+def test_a_subclass_that_redefines_the_value_keeps_no_closed_form_of_the_old_one():
+    class Doubled(iw.IWAE):
+        def __call__(self, log_w):
+            return 2 * log_w.logsumexp(0)
+
+    log_w = torch.randn(4, 3, dtype=torch.float64)
+    bound = Doubled()
+    value, c, c_minus_h = bound.evaluate_path(log_w)
+    assert torch.equal(value, bound(log_w))
+    w = log_w.softmax(0)
+    torch.testing.assert_close(c, 2 * w)
+    torch.testing.assert_close(c_minus_h, 2 * w * w)
+    assert bound.power_mean is None
+
+
+def test_a_subclass_that_redefines_the_coefficients_is_the_one_that_is_used():
+    class Silent(iw.DReG):
+        def coefficients(self, bound, log_w):
+            zero = torch.zeros_like(log_w)
+            return iw.Coefficients(zero, zero)
+
+    loc = leaf(B, D)
+    iw.estimate(log_joint, normal(loc), gradient=Silent(), num_samples=K).value.sum().backward()
+    assert (loc.grad == 0).all()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,6 +34,19 @@ class Direction(enum.Enum):
     def __and__(self, other: Direction) -> Direction:
         """Direction of a sum, or of a monotone composition, of two estimates: kept only where they agree."""
         return self if self is other else Direction.NONE
+
+
+_CLOSED_FORMS = {
+    "advantages",
+    "derivatives",
+    "evaluate",
+    "evaluate_path",
+    "gradient",
+    "leave_one_out",
+    "path_weights",
+    "power_mean",
+    "replace_each",
+}
 
 
 class Bound(ABC):
@@ -66,6 +80,13 @@ class Bound(ABC):
     power_mean: tuple[float, float] | None = None
     """(p, s) where the bound is (1 − s) times the log of a power mean plus s times the ELBO: on a GPU one kernel then
     makes value and coefficients. None where it is not."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """A class that redefines the value inherits no closed form of the one it replaces: back to autograd."""
+        super().__init_subclass__(**options)
+        if "__call__" in vars(cls):
+            for name in _CLOSED_FORMS - vars(cls).keys():
+                setattr(cls, name, vars(Bound)[name])
 
     @abstractmethod
     def __call__(self, log_w: Tensor) -> Tensor:

@@ -70,7 +70,7 @@ def fused_evaluation(
     if not runs_kernel(log_w, kernel):
         return None
     power, share = power_mean
-    if isinstance(gradient, VIMCO) and power_mean == (1.0, 0.0) and log_w.shape[0] > 1:
+    if type(gradient) is VIMCO and power_mean == (1.0, 0.0) and log_w.shape[0] > 1:
         value, _, _, c, score = fused_vimco(log_w, geometric=gradient.geometric, kernel=kernel)
         return value, Coefficients(model=c, score=score)
     if type(gradient).from_derivatives is Gradient.from_derivatives:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -68,6 +69,13 @@ class Gradient(ABC):
 
     follows_bound: bool = True
     """Whether the proposal follows the bound too. False for wake updates, which follow a divergence of their own."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """A class that redefines the coefficients inherits no shortcut to those it replaces."""
+        super().__init_subclass__(**options)
+        if "coefficients" in vars(cls):
+            for name in {"evaluate", "from_derivatives"} - vars(cls).keys():
+                setattr(cls, name, vars(Gradient)[name])
 
     @abstractmethod
     def coefficients(self, bound: Bound, log_w: Tensor) -> Coefficients:
