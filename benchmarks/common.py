@@ -17,6 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, Independent, Normal
 
+import iwbounds as iw
+from iwbounds.densities import bernoulli_logits, diagonal_gaussian
+
 Step = Callable[[], None]
 
 
@@ -43,6 +46,22 @@ class VAE(nn.Module):
         prior = Normal(z.new_zeros(()), z.new_ones(()), validate_args=False)
         likelihood = Bernoulli(logits=self.decoder(z), validate_args=False)
         return prior.log_prob(z).sum(-1) + likelihood.log_prob(x).sum(-1)
+
+
+class Fused(VAE):
+    """The same model with the fused densities of the library."""
+
+    def forward(self, x: Tensor) -> tuple[Callable[[Tensor], Tensor], iw.Proposal]:
+        mean, log_scale = self.encoder(x).chunk(2, -1)
+        scale = log_scale.exp()
+
+        def sample(shape: tuple[int]) -> Tensor:
+            return mean + scale * torch.randn(*shape, *mean.shape)
+
+        return lambda z: self.log_joint(x, z), iw.Proposal(sample, lambda z: diagonal_gaussian(z, mean, log_scale))
+
+    def log_joint(self, x: Tensor, z: Tensor) -> Tensor:
+        return diagonal_gaussian(z, 0.0, 0.0) + bernoulli_logits(self.decoder(z), x)
 
 
 def binary_images(count: int, pixels: int = 784, seed: int = 0) -> Tensor:

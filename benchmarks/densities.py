@@ -18,27 +18,11 @@ import sys
 import time
 
 import torch
-from common import VAE, arguments, binary_images, gate, table
+from common import VAE, Fused, arguments, binary_images, gate, table
 from torch.distributions import Bernoulli, Independent, Normal
 
 import iwbounds as iw
-from iwbounds.densities import bernoulli_logits, diagonal_gaussian
-
-
-class Fused(VAE):
-    """The same model with iw.densities."""
-
-    def forward(self, x):
-        mean, log_scale = self.encoder(x).chunk(2, -1)
-        scale = log_scale.exp()
-
-        def sample(shape):
-            return mean + scale * torch.randn(*shape, *mean.shape)
-
-        return lambda z: self.log_joint(x, z), iw.Proposal(sample, lambda z: diagonal_gaussian(z, mean, log_scale))
-
-    def log_joint(self, x, z):
-        return diagonal_gaussian(z, 0.0, 0.0) + bernoulli_logits(self.decoder(z), x)
+from iwbounds.densities import bernoulli_logits
 
 
 class BernoulliOnly(VAE):

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from iwbounds.bounds import Bound
 from iwbounds.checks import check_latents
+from iwbounds.engine.redraws import Draws
 from iwbounds.engine.rule import Rule
 from iwbounds.gradients import VIMCO, DReG, Gradient, Reparameterized, ScoreFunction
 from iwbounds.latents import Latents, latent_leaves, map_latents
 from iwbounds.proposals import Proposal
 
-__all__ = ["DEFAULT_NUM_SAMPLES", "default_gradient", "draw"]
+__all__ = ["DEFAULT_NUM_SAMPLES", "default_gradient", "prepare_draws"]
 
 DEFAULT_NUM_SAMPLES = 64
 
@@ -29,24 +32,32 @@ def default_gradient(bound: Bound, proposal: Proposal, num_samples: int | None, 
     return VIMCO() if count >= 2 else ScoreFunction()
 
 
-def draw(proposal: Proposal, rule: Rule, num_samples: int | None, samples: Latents | None) -> Latents:
-    """Latents, with a graph where the gradient follows the path through them, detached elsewhere.
+def prepare_draws(proposal: Proposal, rule: Rule, num_samples: int | None, samples: Latents | None) -> Draws:
+    """The latents of one estimate, checked but not drawn yet.
+
+    They will carry a graph where the gradient follows the path through them, and be detached elsewhere.
 
     Raises:
         ValueError: ``num_samples`` contradicts ``samples`` or does not suit the rule; the gradient is pathwise and the
-            proposal cannot be reparameterised. All of this before anything is drawn.
+            proposal cannot be reparameterised.
     """
     if samples is not None:
-        rule.check(check_latents(samples, num_samples), proposal.mixed)
-        return keep_paths(samples, proposal, rule.gradient)
+        count = check_latents(samples, num_samples)
+        rule.check(count, proposal.mixed)
+        return Draws(count, lambda _: keep_paths(samples, proposal, rule.gradient))
     count = DEFAULT_NUM_SAMPLES if num_samples is None else num_samples
     rule.check(count, proposal.mixed)
     if rule.gradient.pathwise and not proposal.pathwise:
         raise ValueError(_no_path_message(proposal, rule.gradient))
-    with torch.set_grad_enabled(torch.is_grad_enabled() and follows_path(proposal, rule.gradient)):
+    return Draws(count, partial(draw, proposal, rule.gradient), proposal.samples_per_call)
+
+
+def draw(proposal: Proposal, gradient: Gradient, count: int) -> Latents:
+    """``count`` new samples."""
+    with torch.set_grad_enabled(torch.is_grad_enabled() and follows_path(proposal, gradient)):
         latents = proposal.sample((count,))
     check_latents(latents, count)
-    return keep_paths(latents, proposal, rule.gradient)
+    return keep_paths(latents, proposal, gradient)
 
 
 def follows_path(proposal: Proposal, gradient: Gradient) -> bool:

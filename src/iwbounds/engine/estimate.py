@@ -6,9 +6,9 @@ import torch
 from torch.distributions import Distribution
 
 from iwbounds.bounds import IWAE, Bound
-from iwbounds.checks import check_latents
 from iwbounds.engine.chunks import make_route
-from iwbounds.engine.draws import default_gradient, draw
+from iwbounds.engine.draws import default_gradient, prepare_draws
+from iwbounds.engine.redraws import Draws
 from iwbounds.engine.resampling import resampled
 from iwbounds.engine.result import Estimate
 from iwbounds.engine.routing import attach
@@ -49,7 +49,8 @@ def estimate(
             ``bound=IWAE(), proposal_bound=MIWAE(groups)`` this is PIWAE.
         num_samples: K, 64 unless ``samples`` are given.
         chunk_size: how many samples to hold in memory at once, the gradient staying exact; each density is then
-            evaluated once more in the backward, under the same random state. None: all.
+            evaluated once more in the backward, under the same random state, and the latents of a ``Distribution`` are
+            drawn once more. None: all.
         backward_samples: how many samples, of those K, to run the backward on: an unbiased choice that favours large
             coefficients (see :mod:`iwbounds.engine.resampling`). None: all.
         samples: latents already drawn, ``(K, *batch, *event)``; then nothing is drawn.
@@ -80,11 +81,12 @@ def estimate(
     gradient = gradient or default_gradient(bound, proposal, num_samples, samples)
     given.check(gradient, proposal_bound)
     rule = Rule(bound, gradient, proposal_bound)
-    latents = draw(proposal, rule, num_samples, samples)
+    draws = prepare_draws(proposal, rule, num_samples, samples)
     differentiate = torch.is_grad_enabled()
-    few = backward_samples if differentiate and _is_fewer(backward_samples, latents) else None
+    few = _if_fewer(backward_samples, draws.count) if differentiate else None
+    latents = None if few is None else draws.latents
     with torch.set_grad_enabled(differentiate and few is None):
-        route = make_route(log_joint, proposal, rule, latents, chunk_size)
+        route = make_route(log_joint, proposal, rule, draws, chunk_size)
     with torch.no_grad():
         value, coefficients = rule.evaluate(route.log_w, differentiate)
     log_w = route.log_w
@@ -93,12 +95,12 @@ def estimate(
     sent = coefficients
     if few is not None:
         latents, sent = resampled(latents, coefficients, few)
-        route = make_route(log_joint, proposal, rule, latents, chunk_size)
+        route = make_route(log_joint, proposal, rule, Draws(few, lambda _: latents), chunk_size)
     value = attach(value, [*route.channels(sent), *sent.extra])
     return Estimate(value, log_w, bound.direction, coefficients)
 
 
-def _is_fewer(backward_samples: int | None, latents: Latents) -> bool:
+def _if_fewer(backward_samples: int | None, count: int) -> int | None:
     if backward_samples is not None and backward_samples < 1:
         raise ValueError(f"expected backward_samples of at least 1; got {backward_samples}. None takes all.")
-    return backward_samples is not None and backward_samples < check_latents(latents, None)
+    return None if backward_samples is None or backward_samples >= count else backward_samples

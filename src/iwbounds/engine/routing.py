@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.autograd.graph import get_gradient_edge
 
 from iwbounds.latents import Latents, latent_leaves, map_latents
 
@@ -110,8 +111,8 @@ class Linearized:
     """
 
     def __init__(self, log_prob: Callable[[Latents], Tensor], latents: Latents) -> None:
-        copies = map_latents(lambda z: z.detach().requires_grad_() if z.requires_grad else z, latents)
-        self._copies = [z for z in latent_leaves(copies) if z.requires_grad]
+        copies = map_latents(_cut, latents)
+        self._copies = [get_gradient_edge(z) for z in latent_leaves(copies) if z.grad_fn is not None]
         self.value = log_prob(copies)
         self.keep_graph = False
 
@@ -125,6 +126,22 @@ class Linearized:
     def slopes(self, upstream: Tensor) -> Sequence[Tensor | None]:
         """upstream · ∂log q/∂z. Sample k of datum i enters row (k, i) alone: one call gives every row."""
         return torch.autograd.grad(self.value, self._copies, upstream, retain_graph=self.keep_graph, allow_unused=True)
+
+
+def _cut(z: Tensor) -> Tensor:
+    return _Cut.apply(z) if z.requires_grad else z  # type: ignore[no-untyped-call]
+
+
+class _Cut(torch.autograd.Function):
+    """The same latents, from which no gradient flows back. An edge of the graph stands for them: it holds no values."""
+
+    @staticmethod
+    def forward(_ctx: Any, z: Tensor) -> Tensor:
+        return z.view_as(z)
+
+    @staticmethod
+    def backward(_ctx: Any, _grad: Tensor) -> None:
+        return None
 
 
 class _LinearizedFunction(torch.autograd.Function):

@@ -24,12 +24,16 @@ class Proposal:
     """A proposal made of callables, for whatever is not a torch ``Distribution``.
 
     Args:
-        sample: called once, positionally, with ``(num_samples,)``; returns latents, each ``(K, *batch, *event)``.
-            Differentiable (as ``rsample``) in its reparameterised parts.
+        sample: called positionally with ``(num_samples,)``, once unless ``samples_per_call`` is set; returns latents,
+            each ``(K, *batch, *event)``. Differentiable (as ``rsample``) in its reparameterised parts.
         log_prob: gets exactly what ``sample`` returned; gives ``(K, *batch)`` nats. With mixed latents, one such
             tensor per part, in the structure of the latents.
         reparameterized: whether the samples carry the gradient of the proposal's parameters; for mixed latents, a
             tuple or dict of booleans that mirrors them.
+        name: how messages call it.
+        samples_per_call: for samples that are drawn independently, how many to draw in one call where ``chunk_size``
+            keeps few in memory; they are then drawn once more for the backward, from the same state of PyTorch's
+            generators. None: all are drawn in one call, and held.
 
     >>> import torch
     >>> shift = torch.zeros(3, requires_grad=True)
@@ -43,7 +47,7 @@ class Proposal:
     log_prob: Callable[[Latents], Any]
     reparameterized: Any = True
     name: str = "the proposal"
-    """How messages call it."""
+    samples_per_call: int | None = None
 
     @property
     def pathwise(self) -> bool:
@@ -78,8 +82,15 @@ def as_proposal(proposal: Distribution | Proposal) -> Proposal:
         return proposal
     if isinstance(proposal, Distribution):
         sample = proposal.rsample if proposal.has_rsample else proposal.sample
-        return Proposal(sample, proposal.log_prob, proposal.has_rsample, type(proposal).__name__)
+        per_call = _samples_per_call(proposal)
+        return Proposal(sample, proposal.log_prob, proposal.has_rsample, type(proposal).__name__, per_call)
     raise TypeError(
         f"expected the proposal to be a torch Distribution, an iwbounds.Proposal or an iwbounds.HierarchicalProposal; "
         f"got {type(proposal).__name__}. Wrap its two callables: iwbounds.Proposal(sample=…, log_prob=…)."
     )
+
+
+def _samples_per_call(distribution: Distribution) -> int:
+    """As many samples as have about 4 million elements (16 MB of float32), in multiples of 16."""
+    elements = distribution.batch_shape.numel() * distribution.event_shape.numel()
+    return max(16, 2**22 // max(1, elements) // 16 * 16)
