@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, Independent, Normal
+from torch.profiler import ProfilerActivity, profile
 
 import iwbounds as iw
 from iwbounds.densities import bernoulli_logits, diagonal_gaussian
@@ -110,6 +111,15 @@ def medians(steps: dict[str, Step], repeats: int, warm_up: int = 3) -> dict[str,
             step()
             times[name].append(time.perf_counter() - start)
     return {name: statistics.median(values) for name, values in times.items()}
+
+
+def peak_of_live_tensors(step: Step) -> float:
+    """MB that tensors hold at most during ``step``, above what they held before it, whatever the allocator keeps."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+        step()
+    events = [event for event in found.profiler.kineto_results.events() if event.name() == "[memory]"]
+    changes = (event.nbytes() for event in sorted(events, key=lambda event: event.start_ns()))
+    return max(itertools.accumulate(changes)) / 1e6
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

@@ -3,8 +3,9 @@
     python benchmarks/large_k.py                # K = 5000, batch 100, both allocator settings
     python benchmarks/large_k.py --one-datum    # K = 100 000 for one datum: peak memory
 
-Times are medians of steps run in turn in one process; peak memory is that of a process of its own for each method,
-above what it held before the step.
+Times are medians of steps run in turn in one process. Peak memory is that of a process of its own for each method,
+above what it held before the step: of the tensors that are alive, and of the resident memory, which the C library's
+allocator adds to by fragmentation.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import subprocess
 import sys
 
 import torch
-from common import VAE, arguments, binary_images, gate, hand_written_iwae, medians, table
+from common import VAE, arguments, binary_images, gate, hand_written_iwae, medians, peak_of_live_tensors, table
 
 import iwbounds as iw
 
@@ -89,14 +90,17 @@ def resident() -> float:
 
 
 def peak_of(method: str, options) -> None:
-    """Child process: one step of one method; prints the peak above the memory before it."""
+    """Child process: one step of one method; prints the peaks above the memory before it."""
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     model, x = VAE(), binary_images(options.batch)
     steps_of(model, x[:1], 2)[method]()
+    step = steps_of(model, x, options.samples)[method]
+    if options.live:
+        return print(json.dumps(peak_of_live_tensors(step)))
     before = resident()
-    steps_of(model, x, options.samples)[method]()
-    print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3 * 1.024 - before))
+    step()
+    return print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3 * 1.024 - before))
 
 
 def times_of(options) -> None:
@@ -122,6 +126,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=100)
     parser.add_argument("--one-datum", action="store_true")
     parser.add_argument("--peak", help="(child process) the method to measure")
+    parser.add_argument("--live", action="store_true", help="(child process) count tensors, not the process' memory")
     parser.add_argument("--times", action="store_true", help="(child process)")
     options = parser.parse_args()
     if options.peak:
@@ -130,21 +135,30 @@ def main() -> None:
         return times_of(options)
     if options.one_datum:
         options.samples, options.batch = 100_000, 1
-        peak = child(options, "default", "--peak", "iw.accumulate")
-        return print(f"K = 100000, one datum, iw.accumulate: peak {peak:.0f} MB above the model")
+        live, process = peaks(options, "default", "iw.accumulate")
+        return print(f"K = 100000, one datum, iw.accumulate: {live:.0f} MB of tensors, {process:.0f} MB resident")
+    return compare(options)
+
+
+def peaks(options, allocator: str, method: str) -> tuple[float, float]:
+    """MB of live tensors, and resident."""
+    return child(options, allocator, "--peak", method, "--live"), child(options, allocator, "--peak", method)
+
+
+def compare(options) -> None:
+    header = ["allocator", "method", "s", "÷ naive", "tensors MB", "naive ÷", "resident MB", "naive ÷"]
     rows = []
     for allocator in ALLOCATORS:
         seconds = child(options, allocator, "--times")
-        naive_peak = child(options, allocator, "--peak", "naive")
+        naive = peaks(options, allocator, "naive")
         for method in seconds:
-            peak = naive_peak if method == "naive" else child(options, allocator, "--peak", method)
-            ratio = seconds[method] / seconds["naive"]
+            found = naive if method == "naive" else peaks(options, allocator, method)
+            memory = [cell for mb, most in zip(found, naive, strict=True) for cell in (f"{mb:.0f}", f"{most / mb:.0f}")]
             rows.append(
-                [allocator, method, f"{seconds[method]:.2f}", f"{ratio:.2f}", f"{peak:.0f}", f"{naive_peak / peak:.0f}"]
+                [allocator, method, f"{seconds[method]:.2f}", f"{seconds[method] / seconds['naive']:.2f}", *memory]
             )
-            print(table(["allocator", "method", "s", "÷ naive", "peak MB", "naive peak ÷"], rows[-1:]), flush=True)
-    print("\n" + table(["allocator", "method", "s", "÷ naive", "peak MB", "naive peak ÷"], rows))
-    return None
+            print(table(header, rows[-1:]), flush=True)
+    print("\n" + table(header, rows))
 
 
 if __name__ == "__main__":

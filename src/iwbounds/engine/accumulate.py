@@ -8,15 +8,18 @@ single datum does not fit.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
+from torch import Tensor
 from torch.distributions import Distribution
 
 from iwbounds.checks import check_latents
-from iwbounds.engine.draws import DEFAULT_NUM_SAMPLES
+from iwbounds.engine.draws import DEFAULT_NUM_SAMPLES, prepare
 from iwbounds.engine.estimate import estimate
 from iwbounds.engine.result import Estimate
+from iwbounds.engine.two_passes import Share, run_in_two_passes
 from iwbounds.latents import Latents, latent_leaves, map_latents
 from iwbounds.proposals import LogJoint, Proposal
 
@@ -72,16 +75,26 @@ def accumulate(model: Model, x: Any, max_live_samples: int | None = None, **opti
     for part in batch_slices(size, max(1, budget // count)):
         drawn = None if samples is None else map_latents(lambda z, part=part: z[:, part], samples)
         inputs = map_latents(lambda leaf, part=part: leaf[part], x)
-        parts.append(_run_backward(estimate(*model(inputs), samples=drawn, **options), size))
+        parts.append(_run_part(*model(inputs), options | {"samples": drawn}, partial(_share, size)))
     return _joined(parts)
 
 
-def _run_backward(part: Estimate, size: int) -> Estimate:
-    """Add the gradient of the part's share of −mean(value); what is left holds no graph."""
+def _run_part(
+    log_joint: LogJoint, proposal: Distribution | Proposal, options: dict[str, Any], share: Share
+) -> Estimate:
+    """Estimate some of the data and run their backward; what is left holds no graph."""
+    if options.get("chunk_size") is not None and options.get("backward_samples") is None:
+        chosen = {key: value for key, value in options.items() if key not in ("chunk_size", "backward_samples")}
+        return run_in_two_passes(prepare(log_joint, proposal, **chosen), options["chunk_size"], share)
+    part = estimate(log_joint, proposal, **options)
     if part.value.requires_grad:
-        data = max(1, size * part.value[:1].numel())
-        (-part.value.sum() / data).backward()  # type: ignore[no-untyped-call]
+        part.value.backward(torch.full_like(part.value, share(part.value)))  # type: ignore[no-untyped-call]
     return Estimate(part.value.detach(), part.log_weights, part.direction)
+
+
+def _share(size: int, value: Tensor) -> float:
+    """What −mean(value) over a batch of this size weighs one datum by."""
+    return -1 / max(1, size * value[:1].numel())
 
 
 def batch_size(x: Any) -> int:

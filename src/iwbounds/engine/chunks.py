@@ -26,13 +26,7 @@ __all__ = ["ChunkedRoute", "make_route"]
 
 
 def make_route(log_joint: LogJoint, proposal: Proposal, rule: Rule, draws: Draws, chunk_size: int | None) -> Route:
-    """The route that serves the rule, over all samples at once or chunk by chunk.
-
-    Raises:
-        ValueError: ``chunk_size`` is not positive.
-    """
-    if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"expected a chunk_size of at least 1 sample; got {chunk_size}. None takes all at once.")
+    """The route that serves the rule, over all samples at once or chunk by chunk."""
     route = route_for(rule)
     if chunk_size is None or chunk_size >= draws.count:
         return route(log_joint, proposal, draws.latents)
@@ -53,20 +47,8 @@ class ChunkedRoute:
         self.log_w = torch.cat([part.log_w for part in self._routes])
 
     def channels(self, coefficients: Coefficients) -> Channels:
-        parts = zip(*(_split(c, self._sizes) for c in _three(coefficients)), strict=True)
-        return [
-            channel
-            for route, part in zip(self._routes, parts, strict=True)
-            for channel in route.channels(Coefficients(*part))
-        ]
-
-
-def _three(coefficients: Coefficients) -> tuple[Tensor | None, ...]:
-    return coefficients.model, coefficients.path, coefficients.score
-
-
-def _split(coefficient: Tensor | None, sizes: list[int]) -> list[Tensor | None]:
-    return [None] * len(sizes) if coefficient is None else list(torch.split(coefficient, sizes))
+        parts = zip(self._routes, coefficients.split(self._sizes), strict=True)
+        return [channel for route, part in parts for channel in route.channels(part)]
 
 
 def _recomputed(density: Callable[[Latents], Any], again: Callable[[], Latents]) -> Callable[[Latents], Any]:

@@ -1,23 +1,53 @@
-"""Drawing latents: how many, with or without a graph, and the gradient that what can be drawn allows."""
+"""What a call asks for, completed and checked: how many latents, with or without a graph, and which gradient."""
 
 from __future__ import annotations
 
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.distributions import Distribution
 
-from iwbounds.bounds import Bound
+from iwbounds.bounds import IWAE, Bound
 from iwbounds.checks import check_latents
 from iwbounds.engine.redraws import Draws
 from iwbounds.engine.rule import Rule
 from iwbounds.gradients import VIMCO, DReG, Gradient, Reparameterized, ScoreFunction
 from iwbounds.latents import Latents, latent_leaves, map_latents
-from iwbounds.proposals import Proposal
+from iwbounds.proposals import LogJoint, Proposal, as_proposal
 
-__all__ = ["DEFAULT_NUM_SAMPLES", "default_gradient", "prepare_draws"]
+__all__ = ["DEFAULT_NUM_SAMPLES", "Prepared", "prepare"]
 
 DEFAULT_NUM_SAMPLES = 64
+
+
+class Prepared(NamedTuple):
+    """What the engine works on: all of it checked, nothing drawn yet."""
+
+    log_joint: LogJoint
+    proposal: Proposal
+    rule: Rule
+    draws: Draws
+
+
+def prepare(
+    log_joint: LogJoint,
+    proposal: Distribution | Proposal,
+    bound: Bound = IWAE(),
+    gradient: Gradient | None = None,
+    *,
+    proposal_bound: Bound | None = None,
+    num_samples: int | None = None,
+    samples: Latents | None = None,
+) -> Prepared:
+    """The arguments of :func:`iwbounds.estimate`, completed and checked; it raises what they are wrong for."""
+    given = as_proposal(proposal)
+    log_joint, proposal = given.extended(log_joint)
+    gradient = gradient or default_gradient(bound, proposal, num_samples, samples)
+    given.check(gradient, proposal_bound)
+    rule = Rule(bound, gradient, proposal_bound)
+    return Prepared(log_joint, proposal, rule, prepare_draws(proposal, rule, num_samples, samples))
 
 
 def default_gradient(bound: Bound, proposal: Proposal, num_samples: int | None, samples: Latents | None) -> Gradient:

@@ -7,15 +7,14 @@ from torch.distributions import Distribution
 
 from iwbounds.bounds import IWAE, Bound
 from iwbounds.engine.chunks import make_route
-from iwbounds.engine.draws import default_gradient, prepare_draws
+from iwbounds.engine.draws import prepare
 from iwbounds.engine.redraws import Draws
 from iwbounds.engine.resampling import resampled
 from iwbounds.engine.result import Estimate
 from iwbounds.engine.routing import attach
-from iwbounds.engine.rule import Rule
 from iwbounds.gradients import Gradient
 from iwbounds.latents import Latents
-from iwbounds.proposals import LogJoint, Proposal, as_proposal
+from iwbounds.proposals import LogJoint, Proposal
 
 __all__ = ["estimate"]
 
@@ -76,12 +75,15 @@ def estimate(
     >>> loc.grad.shape
     torch.Size([2])
     """
-    given = as_proposal(proposal)
-    log_joint, proposal = given.extended(log_joint)
-    gradient = gradient or default_gradient(bound, proposal, num_samples, samples)
-    given.check(gradient, proposal_bound)
-    rule = Rule(bound, gradient, proposal_bound)
-    draws = prepare_draws(proposal, rule, num_samples, samples)
+    log_joint, proposal, rule, draws = prepare(
+        log_joint,
+        proposal,
+        bound,
+        gradient,
+        proposal_bound=proposal_bound,
+        num_samples=num_samples,
+        samples=samples,
+    )
     differentiate = torch.is_grad_enabled()
     few = _if_fewer(backward_samples, draws.count) if differentiate else None
     latents = None if few is None else draws.latents

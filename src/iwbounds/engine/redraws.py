@@ -43,6 +43,7 @@ class Draws:
     def __init__(self, count: int, sample: Callable[[int], Latents], per_call: int | None = None) -> None:
         self.count, self._sample, self._per_call = count, sample, per_call
         self._held: Latents | None = None
+        self._blocks: list[Block] = []
         self._latest: tuple[Block, Latents] | None = None
 
     @property
@@ -52,15 +53,34 @@ class Draws:
             self._held = self._sample(self.count)
         return self._held
 
+    @property
+    def held(self) -> bool:
+        """Whether they are held, or would be."""
+        return self._held is not None or self._per_call is None or torch.compiler.is_compiling()
+
     def chunks(self, size: int) -> Iterator[Chunk]:
-        """At most ``size`` samples at a time."""
-        if self._held is not None or self._per_call is None or torch.compiler.is_compiling():
+        """At most ``size`` samples at a time.
+
+        Raises:
+            ValueError: ``size`` is not positive.
+        """
+        if size < 1:
+            raise ValueError(f"expected a chunk_size of at least 1 sample; got {size}. None takes all at once.")
+        if self.held or self._per_call is None:
             yield from (Chunk(chunk, partial(_itself, chunk)) for chunk in _split(self.latents, size))
             return
         for number in _parts(self.count, self._per_call):
             block = Block(partial(self._sample, number))
+            self._blocks.append(block)
             for start, chunk in zip(range(0, number, size), _split(block.in_graph(), size), strict=True):
                 yield Chunk(chunk, partial(self._again, block, slice(start, start + size)))
+
+    def chunks_again(self, size: int) -> Iterator[Latents]:
+        """The same samples as :meth:`chunks` gave, in a graph of their own."""
+        if self.held:
+            yield from _split(self.latents, size)
+        for block in self._blocks:
+            yield from _split(block.draw(), size)
 
     def _again(self, block: Block, part: slice) -> Latents:
         if self._latest is None or self._latest[0] is not block:
@@ -97,14 +117,15 @@ class Block:
 
     def in_graph(self) -> Latents:
         """Latents whose graph holds no values: the backward draws the block anew."""
-        return checkpoint(self._draw, use_reentrant=False, preserve_rng_state=False)
+        return checkpoint(self.draw, use_reentrant=False, preserve_rng_state=False)
 
     @torch.no_grad()
     def values(self) -> Latents:
         """The same numbers, outside every graph."""
-        return self._draw()
+        return self.draw()
 
-    def _draw(self) -> Latents:
+    def draw(self) -> Latents:
+        """For the first time, or once more."""
         if self._first is None:
             latents = self._sample()
             self._first = [z[:1].detach().clone() for z in latent_leaves(latents)]

@@ -49,6 +49,12 @@ class Coefficients:
         zero = torch.zeros_like(used)
         return zero if self.model is None else self.model, zero if self.path is None else self.path
 
+    def split(self, sizes: list[int]) -> list[Coefficients]:
+        """Those of the first ``sizes[0]`` samples, of the next ``sizes[1]``, and so on; without ``extra``."""
+        channels = (self.model, self.path, self.score)
+        parts = ([None] * len(sizes) if c is None else torch.split(c, sizes) for c in channels)
+        return [Coefficients(*part) for part in zip(*parts, strict=True)]
+
 
 class Gradient(ABC):
     """A gradient estimator of a bound: from the bound's derivatives to :class:`Coefficients`.

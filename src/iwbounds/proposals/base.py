@@ -91,6 +91,6 @@ def as_proposal(proposal: Distribution | Proposal) -> Proposal:
 
 
 def _samples_per_call(distribution: Distribution) -> int:
-    """As many samples as have about 4 million elements (16 MB of float32), in multiples of 16."""
+    """As many samples as have about a million elements (4 MB of float32), in multiples of 16."""
     elements = distribution.batch_shape.numel() * distribution.event_shape.numel()
-    return max(16, 2**22 // max(1, elements) // 16 * 16)
+    return max(16, 2**20 // max(1, elements) // 16 * 16)
