@@ -290,3 +290,14 @@ def test_a_subclass_that_redefines_the_coefficients_is_the_one_that_is_used():
     loc = leaf(B, D)
     iw.estimate(log_joint, normal(loc), gradient=Silent(), num_samples=K).value.sum().backward()
     assert (loc.grad == 0).all()
+
+
+@pytest.mark.parametrize("family", [iw.DReG, iw.VIMCO])
+def test_a_subclass_that_redefines_the_coefficients_has_no_kernel_of_its_parent(family):
+    class Own(family):
+        def coefficients(self, bound, log_w):
+            return iw.Coefficients(torch.zeros_like(log_w))
+
+    log_w = torch.randn(K, B)
+    assert family().fused((1.0, 0.0), log_w) is not None
+    assert Own().fused((1.0, 0.0), log_w) is None

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.autograd.graph import get_gradient_edge
+from torch.autograd.graph import GradientEdge
 
 from iwbounds.latents import Latents, latent_leaves, map_latents
 
@@ -112,7 +112,7 @@ class Linearized:
 
     def __init__(self, log_prob: Callable[[Latents], Tensor], latents: Latents) -> None:
         copies = map_latents(_cut, latents)
-        self._copies = [get_gradient_edge(z) for z in latent_leaves(copies) if z.grad_fn is not None]
+        self._copies = [GradientEdge(z.grad_fn, 0) for z in latent_leaves(copies) if z.grad_fn is not None]
         self.value = log_prob(copies)
         self.keep_graph = False
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from iwbounds.bounds import Bound
-from iwbounds.gradients import VIMCO, Coefficients, Gradient
+from iwbounds.gradients import Coefficients, Gradient
 
-__all__ = ["Rule", "fused_evaluation"]
+__all__ = ["Rule"]
 
 
 @dataclass(frozen=True)
@@ -55,26 +55,6 @@ class Rule:
         """Value and coefficients from one pass of a GPU kernel, where one serves this bound, gradient and device."""
         if not log_w.is_cuda or bound.power_mean is None:
             return None
-        return fused_evaluation(self.gradient, bound.power_mean, log_w)
+        from iwbounds.logspace.kernels import runs_kernel
 
-
-def fused_evaluation(
-    gradient: Gradient, power_mean: tuple[float, float], log_w: Tensor, kernel: bool | None = None
-) -> tuple[Tensor, Coefficients] | None:
-    """Value and coefficients of a power-mean bound from one kernel launch; None where the kernel does not serve.
-
-    ``kernel=True`` asks for it explicitly, and raises where it cannot run.
-    """
-    from iwbounds.logspace.kernels import fused_bound, fused_vimco, runs_kernel
-
-    if not runs_kernel(log_w, kernel):
-        return None
-    power, share = power_mean
-    if type(gradient) is VIMCO and power_mean == (1.0, 0.0) and log_w.shape[0] > 1:
-        value, _, _, c, score = fused_vimco(log_w, geometric=gradient.geometric, kernel=kernel)
-        return value, Coefficients(model=c, score=score)
-    if type(gradient).from_derivatives is Gradient.from_derivatives:
-        return None
-    found = fused_bound(log_w, power=power, share=share, kernel=kernel)
-    coefficients = gradient.from_derivatives(found.model, found.path)
-    return None if coefficients is None else (found.value, coefficients)
+        return self.gradient.fused(bound.power_mean, log_w) if runs_kernel(log_w) else None

@@ -80,7 +80,7 @@ class Gradient(ABC):
         """A class that redefines the coefficients inherits no shortcut to those it replaces."""
         super().__init_subclass__(**options)
         if "coefficients" in vars(cls):
-            for name in {"evaluate", "from_derivatives"} - vars(cls).keys():
+            for name in {"evaluate", "from_derivatives", "fused"} - vars(cls).keys():
                 setattr(cls, name, vars(Gradient)[name])
 
     @abstractmethod
@@ -94,6 +94,21 @@ class Gradient(ABC):
     def from_derivatives(self, c: Tensor, c_minus_h: Tensor) -> Coefficients | None:  # noqa: ARG002
         """Coefficients made of c and c − h alone, which a GPU kernel has computed; None where more is needed."""
         return None
+
+    def fused(
+        self, power_mean: tuple[float, float], log_w: Tensor, kernel: bool | None = None
+    ) -> tuple[Tensor, Coefficients] | None:
+        """The bound and the coefficients from one launch of a GPU kernel, for a bound that is such a power mean.
+
+        None where no kernel gives them. ``kernel=True`` raises where it cannot run.
+        """
+        if type(self).from_derivatives is Gradient.from_derivatives:
+            return None
+        from iwbounds.logspace.kernels import fused_bound
+
+        found = fused_bound(log_w, power=power_mean[0], share=power_mean[1], kernel=kernel)
+        coefficients = self.from_derivatives(found.model, found.path)
+        return None if coefficients is None else (found.value, coefficients)
 
     def check(self, bound: Bound) -> None:  # noqa: B027
         """Raise ValueError, with the reason and what to use instead, where the estimator is wrong for ``bound``."""

@@ -112,6 +112,16 @@ class VIMCO(Gradient):
         c, advantage = bound.advantages(log_w, self.geometric)
         return Coefficients(model=c, score=finite_or_zero(advantage - c))
 
+    def fused(
+        self, power_mean: tuple[float, float], log_w: Tensor, kernel: bool | None = None
+    ) -> tuple[Tensor, Coefficients] | None:
+        if power_mean != (1.0, 0.0) or log_w.shape[0] == 1:
+            return None
+        from iwbounds.logspace.kernels import fused_vimco
+
+        found = fused_vimco(log_w, geometric=self.geometric, kernel=kernel)
+        return found.value, Coefficients(model=found.model, score=found.score)
+
 
 @dataclass(frozen=True)
 class OVIS(Gradient):
