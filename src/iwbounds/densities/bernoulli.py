@@ -69,7 +69,9 @@ def _plain(logits: Tensor, x: Tensor) -> Tensor:
 
 class _Bernoulli(torch.autograd.Function):
     @staticmethod
-    def forward(logits: Tensor, x: Tensor, kernel: bool) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, x: Tensor, kernel: bool) -> Tensor:
+        ctx.save_for_backward(logits, x)
+        ctx.kernel = kernel
         batch, events = x.shape[-2:]
         samples = max(logits.shape[:-2] + x.shape[:-2])
         out = logits.new_empty((samples, batch), dtype=full_precision(logits.dtype))
@@ -83,11 +85,6 @@ class _Bernoulli(torch.autograd.Function):
             y = 2 * block_of(x, s, b, out.dtype) - 1 if sign is None else sign[b]
             out[s, b] = _log_density(block_of(logits, s, b, out.dtype), y)
         return out
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, bool], output: Tensor) -> None:  # noqa: ARG004
-        logits, x, ctx.kernel = inputs
-        ctx.save_for_backward(logits, x)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

@@ -76,7 +76,9 @@ def _plain(z: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
 
 class _Gaussian(torch.autograd.Function):
     @staticmethod
-    def forward(z: Tensor, mean: Tensor, log_scale: Tensor, kernel: bool) -> Tensor:
+    def forward(ctx: Any, z: Tensor, mean: Tensor, log_scale: Tensor, kernel: bool) -> Tensor:
+        ctx.save_for_backward(z, mean, log_scale)
+        ctx.kernel = kernel
         arguments, (batch, events) = (z, mean, log_scale), z.shape[-2:]
         samples = max(t.shape[0] if t.ndim == 3 else 0 for t in arguments)
         out = z.new_empty((samples, batch), dtype=full_precision(z.dtype))
@@ -90,11 +92,6 @@ class _Gaussian(torch.autograd.Function):
             squares = ((value - centre) * torch.exp(-width)).square_().sum(-1)
             out[s, b] = squares.mul_(-0.5).sub_(width.sum(-1)).sub_(_log_norm(events))
         return out
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG004
-        *arguments, ctx.kernel = inputs
-        ctx.save_for_backward(*arguments)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
