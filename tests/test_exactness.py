@@ -37,8 +37,8 @@ score = pytest.mark.parametrize("gradient", SCORE.values(), ids=SCORE)
 
 
 @functools.cache
-def gaussian(count):
-    return expectation.gaussian(count, NODES[count])
+def gaussian(count, fixed=False):
+    return expectation.gaussian(count, NODES[count], fixed)
 
 
 @functools.cache
@@ -61,6 +61,13 @@ def test_doubling_the_nodes_does_not_change_the_truth(name, count):
 @cases(2, 3)
 def test_pathwise_estimator_is_unbiased(name, count, gradient):
     model, bound = gaussian(count), BOUNDS[name]()
+    assert_same(model, model.estimated(bound, gradient()), model.truth(bound), 1e-8)
+
+
+@pytest.mark.parametrize("gradient", [iw.DReG], ids=["dreg"])
+@cases(2)
+def test_pathwise_estimator_is_unbiased_with_detached_parameters(name, count, gradient):
+    model, bound = gaussian(count, fixed=True), BOUNDS[name]()
     assert_same(model, model.estimated(bound, gradient()), model.truth(bound), 1e-8)
 
 

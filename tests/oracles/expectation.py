@@ -76,12 +76,19 @@ def combinations(values: int, count: int) -> Tensor:
     return torch.cartesian_prod(*[torch.arange(values)] * count).reshape(-1, count).T
 
 
-def gaussian(num_samples: int, nodes: int) -> Expectation:
-    """z ~ N(a, 1), x | z ~ N(b z, 1); q(z) near the posterior, so that weights vary by a factor of a few."""
+def gaussian(num_samples: int, nodes: int, fixed: bool = False) -> Expectation:
+    """z ~ N(a, 1), x | z ~ N(b z, 1); q(z) near the posterior, so that weights vary by a factor of a few.
+
+    With ``fixed`` the proposal says how to evaluate its density with detached parameters.
+    """
     a, b, loc, log_scale = leaf(0.3), leaf(0.8), leaf(0.55), leaf(-0.3)
     x = 1.1
     noise, log_w = gauss_hermite(nodes, num_samples)
-    q = iw.Proposal(sample=_never, log_prob=lambda z: Normal(loc, log_scale.exp()).log_prob(z))
+    q = iw.Proposal(
+        sample=_never,
+        log_prob=lambda z: Normal(loc, log_scale.exp()).log_prob(z),
+        fixed_log_prob=(lambda z: Normal(loc.detach(), log_scale.detach().exp()).log_prob(z)) if fixed else None,
+    )
     return Expectation(
         {"a": a, "b": b},
         {"loc": loc, "log_scale": log_scale},

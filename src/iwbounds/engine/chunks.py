@@ -27,20 +27,19 @@ __all__ = ["ChunkedRoute", "make_route"]
 
 def make_route(log_joint: LogJoint, proposal: Proposal, rule: Rule, draws: Draws, chunk_size: int | None) -> Route:
     """The route that serves the rule, over all samples at once or chunk by chunk."""
-    route = route_for(rule)
     if chunk_size is None or chunk_size >= draws.count:
-        return route(log_joint, proposal, draws.latents)
-    return ChunkedRoute(route, log_joint, proposal, draws.chunks(chunk_size))
+        return route_for(rule, proposal)(log_joint, proposal, draws.latents)
+    return ChunkedRoute(rule, log_joint, proposal, draws.chunks(chunk_size))
 
 
 class ChunkedRoute:
     """The routes of all chunks as one."""
 
-    def __init__(self, route: type[Route], log_joint: LogJoint, proposal: Proposal, chunks: Iterable[Chunk]) -> None:
+    def __init__(self, rule: Rule, log_joint: LogJoint, proposal: Proposal, chunks: Iterable[Chunk]) -> None:
         def of_chunk(chunk: Chunk) -> Route:
             log_prob = _recomputed(proposal.log_prob, chunk.again)
-            replaced = dataclasses.replace(proposal, log_prob=log_prob)
-            return route(_recomputed(log_joint, chunk.again), replaced, chunk.latents)
+            replaced = dataclasses.replace(proposal, log_prob=log_prob, fixed_log_prob=None)
+            return route_for(rule, replaced)(_recomputed(log_joint, chunk.again), replaced, chunk.latents)
 
         self._routes = list(map(of_chunk, chunks))
         self._sizes = [part.log_w.shape[0] for part in self._routes]

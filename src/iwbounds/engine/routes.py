@@ -16,10 +16,10 @@ from iwbounds.checks import check_latents, check_log_density, check_log_joint, f
 from iwbounds.engine.routing import Gate, Linearized, pullback
 from iwbounds.engine.rule import Rule
 from iwbounds.gradients import Coefficients
-from iwbounds.latents import Latents, latent_leaves
-from iwbounds.proposals import LogJoint, Proposal
+from iwbounds.latents import Latents, latent_leaves, map_latents
+from iwbounds.proposals import LogJoint, LogProb, Proposal
 
-__all__ = ["Channels", "PathRoute", "Route", "ScoreRoute", "TotalRoute", "TracedPathRoute", "route_for"]
+__all__ = ["Channels", "GatedRoute", "PathRoute", "Route", "ScoreRoute", "TotalRoute", "TracedPathRoute", "route_for"]
 
 Channels: TypeAlias = Sequence[tuple[Tensor | None, Tensor | None]]
 
@@ -36,13 +36,15 @@ class Route(Protocol):
         """Pairs of a tensor in the graph and the multiplier that its gradient gets."""
 
 
-def route_for(rule: Rule) -> type[Route]:
+def route_for(rule: Rule, proposal: Proposal) -> type[Route]:
     """The cheapest route that serves the rule's gradient."""
     if not rule.gradient.pathwise:
         return ScoreRoute
     if rule.total:
         return TotalRoute
-    return TracedPathRoute if torch.compiler.is_compiling() else PathRoute
+    if torch.compiler.is_compiling():
+        return TracedPathRoute
+    return PathRoute if rule.gradient.total or proposal.fixed_log_prob is None else GatedRoute
 
 
 class TotalRoute:
@@ -74,6 +76,29 @@ class PathRoute:
         (a, b), s = coefficients.model_and_path, coefficients.score
         self._linearized.keep_graph = s is not None
         return [(self._log_p, self._gate.open(a, b)), (self._path, -b), (self._log_q, s)]
+
+
+class GatedRoute:
+    """Both densities behind one gate, the log-proposal with its parameters detached: for proposals that can do that.
+
+    It never sees the proposal's explicit parameters; a gradient with a score coefficient costs one more evaluation.
+    """
+
+    def __init__(self, log_joint: LogJoint, proposal: Proposal, latents: Latents) -> None:
+        self._proposal, self._latents, self._gate = proposal, latents, Gate()
+        gated = self._gate(latents)
+        live = any(z.requires_grad for z in latent_leaves(gated))
+        log_q = evaluate_proposal(proposal, gated, proposal.fixed_log_prob if live else None)
+        refuse_missing_path(proposal, gated, log_q)
+        self._live = log_ratio(check_log_joint(log_joint(gated), log_q), log_q)
+        self.log_w = self._live.detach()
+
+    def channels(self, coefficients: Coefficients) -> Channels:
+        (a, b), s = coefficients.model_and_path, coefficients.score
+        live = [(self._live, self._gate.open(a, b))]
+        if s is None:
+            return live
+        return [*live, (evaluate_proposal(self._proposal, map_latents(Tensor.detach, self._latents)), s)]
 
 
 class TracedPathRoute:
@@ -124,9 +149,9 @@ def log_ratio(log_p: Tensor, log_q: Tensor) -> Tensor:
     return log_p.to(dtype) - log_q.to(dtype)
 
 
-def evaluate_proposal(proposal: Proposal, latents: Latents) -> Tensor:
-    """The proposal's log-density, of a known shape ``(K, *batch)``."""
-    parts = proposal.log_prob_parts(latents)
+def evaluate_proposal(proposal: Proposal, latents: Latents, log_prob: LogProb | None = None) -> Tensor:
+    """The proposal's log-density (or ``log_prob`` in its stead), of a known shape ``(K, *batch)``."""
+    parts = proposal.log_prob_parts(latents, log_prob)
     return checked_log_q(sum(parts[1:], parts[0]), latents)
 
 

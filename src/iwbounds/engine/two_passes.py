@@ -44,7 +44,7 @@ def run_in_two_passes(prepared: Prepared, size: int, share: Share) -> Estimate:
 
 def _first_pass(prepared: Prepared, size: int) -> tuple[Tensor, list[int], list[list[Tensor]]]:
     """The log-weights, and for each chunk its size and the random states before its densities."""
-    route = route_for(prepared.rule)
+    route = route_for(prepared.rule, prepared.proposal)
     states, parts = [], []
     for chunk in prepared.draws.chunks(size):
         states.append(random_states())
@@ -63,7 +63,7 @@ def _second_pass(
 
 
 def _channels(prepared: Prepared, chunk: Latents, part: Coefficients) -> Channels:
-    return route_for(prepared.rule)(prepared.log_joint, prepared.proposal, chunk).channels(part)
+    return route_for(prepared.rule, prepared.proposal)(prepared.log_joint, prepared.proposal, chunk).channels(part)
 
 
 def _run(channels: Channels, upstream: Tensor) -> None:

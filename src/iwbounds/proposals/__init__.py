@@ -3,14 +3,22 @@
 from typing import TYPE_CHECKING
 
 from iwbounds._lazy import lazy_attributes
-from iwbounds.proposals.base import LogJoint, Proposal, as_proposal
+from iwbounds.proposals.base import LogJoint, LogProb, Proposal, as_proposal
 
 if TYPE_CHECKING:
     from iwbounds.proposals.aggregated import AggregatedPosterior
     from iwbounds.proposals.directed import DirectedLogDensity
     from iwbounds.proposals.hierarchical import HierarchicalProposal
 
-__all__ = ["AggregatedPosterior", "DirectedLogDensity", "HierarchicalProposal", "LogJoint", "Proposal", "as_proposal"]
+__all__ = [
+    "AggregatedPosterior",
+    "DirectedLogDensity",
+    "HierarchicalProposal",
+    "LogJoint",
+    "LogProb",
+    "Proposal",
+    "as_proposal",
+]
 
 __getattr__ = lazy_attributes(
     __name__,

@@ -12,11 +12,15 @@ from torch.distributions import Distribution
 from iwbounds.bounds import Bound
 from iwbounds.gradients import Gradient
 from iwbounds.latents import Latents, latent_leaves
+from iwbounds.proposals.fixed import fixed_log_prob
 
-__all__ = ["LogJoint", "Proposal", "as_proposal"]
+__all__ = ["LogJoint", "LogProb", "Proposal", "as_proposal"]
 
 LogJoint: TypeAlias = Callable[[Latents], Tensor]
 """The user's log p(x, z): latents to ``(K, *batch)`` nats."""
+
+LogProb: TypeAlias = Callable[[Latents], Any]
+"""A proposal's log q(z): latents to ``(K, *batch)`` nats, or to one such tensor per part of mixed latents."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,8 @@ class Proposal:
         reparameterized: whether the samples carry the gradient of the proposal's parameters; for mixed latents, a
             tuple or dict of booleans that mirrors them.
         name: how messages call it.
+        fixed_log_prob: the same log-density with its parameters detached, where that can be had: it makes DReG and STL
+            cheaper, and changes no number. A torch ``Distribution`` comes with its own.
         samples_per_call: for samples that are drawn independently, how many to draw in one call where ``chunk_size``
             keeps few in memory; they are then drawn once more for the backward, from the same state of PyTorch's
             generators. None: all are drawn in one call, and held.
@@ -44,10 +50,11 @@ class Proposal:
     """
 
     sample: Callable[[tuple[int]], Latents]
-    log_prob: Callable[[Latents], Any]
+    log_prob: LogProb
     reparameterized: Any = True
     name: str = "the proposal"
     samples_per_call: int | None = None
+    fixed_log_prob: LogProb | None = None
 
     @property
     def pathwise(self) -> bool:
@@ -59,9 +66,9 @@ class Proposal:
         """Whether some parts are reparameterised and some are not."""
         return len(set(latent_leaves(self.reparameterized))) > 1
 
-    def log_prob_parts(self, latents: Latents) -> list[Any]:
+    def log_prob_parts(self, latents: Latents, log_prob: LogProb | None = None) -> list[Any]:
         """One log-density per part where ``reparameterized`` speaks of parts, else the one there is."""
-        log_q = self.log_prob(latents)
+        log_q = (log_prob or self.log_prob)(latents)
         return [log_q] if isinstance(self.reparameterized, bool) else list(latent_leaves(log_q))
 
     def check(self, gradient: Gradient, proposal_bound: Bound | None) -> None:
@@ -82,8 +89,14 @@ def as_proposal(proposal: Distribution | Proposal) -> Proposal:
         return proposal
     if isinstance(proposal, Distribution):
         sample = proposal.rsample if proposal.has_rsample else proposal.sample
-        per_call = _samples_per_call(proposal)
-        return Proposal(sample, proposal.log_prob, proposal.has_rsample, type(proposal).__name__, per_call)
+        return Proposal(
+            sample,
+            proposal.log_prob,
+            proposal.has_rsample,
+            type(proposal).__name__,
+            _samples_per_call(proposal),
+            fixed_log_prob(proposal),
+        )
     raise TypeError(
         f"expected the proposal to be a torch Distribution, an iwbounds.Proposal or an iwbounds.HierarchicalProposal; "
         f"got {type(proposal).__name__}. Wrap its two callables: iwbounds.Proposal(sample=…, log_prob=…)."
