@@ -1,6 +1,6 @@
 """One training step, forward and backward, of iwbounds against Pyro's RenyiELBO and pythae's IWAE, as ratios.
 
-From the repository's root, after `python -m pip install -r benchmarks/peers/requirements.txt -c constraints.txt`:
+From the repository's root, after `python -m pip install -e . -r benchmarks/peers/requirements.txt -c constraints.txt`:
 
     PYTHONPATH=benchmarks python -m peers.step_time --threads 1     # batch 20 and 100, K = 5, 50, 500; then K = 64
     PYTHONPATH=benchmarks python -m peers.step_time --batch 20 --num-samples 5 50
