@@ -222,7 +222,7 @@ def parse() -> argparse.Namespace:
         "--learning-rates", type=float, nargs="+", default=[8e-3, 1.6e-2, 3.2e-2], help="rates to search"
     )
     parser.add_argument("--pyro-samples", type=int, nargs="+", default=[64, 16, 8], help="K of each of Pyro's rows")
-    parser.add_argument("--ours", nargs="+", default=["dreg-32-4-torch", "dreg-16-4-torch"], help=ours.__doc__)
+    parser.add_argument("--ours", nargs="+", default=["dreg-16-4-torch", "dreg-8-8-torch"], help=ours.__doc__)
     parser.add_argument("--hidden", type=int, default=100)
     parser.add_argument("--latent", type=int, default=20)
     parser.add_argument("--batch-size", type=int, default=100)

@@ -149,6 +149,13 @@ def test_randomness_from_elsewhere_is_noticed(gradient):
         value.sum().backward()
 
 
+def test_samples_per_call_must_be_positive():
+    q = Normal(torch.zeros(B), 1.0)
+    with pytest.raises(ValueError, match="samples_per_call of at least 1; got 0"):
+        proposal = iw.Proposal(q.sample, q.log_prob, reparameterized=False, samples_per_call=0)
+        iw.estimate(lambda z: -z.square(), proposal, num_samples=K, chunk_size=5)
+
+
 def test_without_a_gradient_samples_are_streamed():
     model, x = Model(16), torch.randn(B, 4, dtype=torch.float64)
     with torch.no_grad():

@@ -62,10 +62,12 @@ class Draws:
         """At most ``size`` samples at a time.
 
         Raises:
-            ValueError: ``size`` is not positive.
+            ValueError: ``size``, or the proposal's ``samples_per_call``, is not positive.
         """
         if size < 1:
             raise ValueError(f"expected a chunk_size of at least 1 sample; got {size}. None takes all at once.")
+        if self._per_call is not None and self._per_call < 1:
+            raise ValueError(f"expected samples_per_call of at least 1; got {self._per_call}. None draws all at once.")
         if self.held or self._per_call is None:
             yield from (Chunk(chunk, partial(_itself, chunk)) for chunk in _split(self.latents, size))
             return
