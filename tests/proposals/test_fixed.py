@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch.distributions import (
     Beta,
+    Cauchy,
     Chi2,
     Dirichlet,
+    Exponential,
     FisherSnedecor,
     Gamma,
     Independent,
@@ -27,6 +29,8 @@ KNOWN = {
     "normal": lambda p: Independent(Normal(p, p.square() + 0.5), 1),
     "laplace": lambda p: Independent(Laplace(p, p.square() + 0.5), 1),
     "gamma": lambda p: Independent(Gamma(p.exp(), p.exp() + 0.5), 1),
+    "exponential": lambda p: Independent(Exponential(p.exp()), 1),
+    "cauchy": lambda p: Independent(Cauchy(p, p.exp()), 1),
     "chi2": lambda p: Independent(Chi2(p.exp()), 1),
     "beta": lambda p: Independent(Beta(p.exp(), 2 * p.exp()), 1),
     "dirichlet": lambda p: Dirichlet(p.exp() + 1),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import partial
 from typing import NamedTuple
 
@@ -84,7 +85,7 @@ def prepare_draws(proposal: Proposal, rule: Rule, num_samples: int | None, sampl
 
 def draw(proposal: Proposal, gradient: Gradient, count: int) -> Latents:
     """``count`` new samples."""
-    with torch.set_grad_enabled(torch.is_grad_enabled() and follows_path(proposal, gradient)):
+    with nullcontext() if follows_path(proposal, gradient) else torch.no_grad():
         latents = proposal.sample((count,))
     check_latents(latents, count)
     return keep_paths(latents, proposal, gradient)

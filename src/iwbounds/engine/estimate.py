@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from torch.distributions import Distribution
 
@@ -87,7 +89,7 @@ def estimate(
     differentiate = torch.is_grad_enabled()
     few = _if_fewer(backward_samples, draws.count) if differentiate else None
     latents = None if few is None else draws.latents
-    with torch.set_grad_enabled(differentiate and few is None):
+    with nullcontext() if few is None else torch.no_grad():
         route = make_route(log_joint, proposal, rule, draws, chunk_size)
     with torch.no_grad():
         value, coefficients = rule.evaluate(route.log_w, differentiate)

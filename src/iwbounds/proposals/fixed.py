@@ -5,13 +5,41 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.distributions import Distribution
+from torch.distributions import (
+    Beta,
+    Cauchy,
+    Chi2,
+    Dirichlet,
+    Distribution,
+    Exponential,
+    FisherSnedecor,
+    Gamma,
+    Independent,
+    Laplace,
+    LowRankMultivariateNormal,
+    MultivariateNormal,
+    Normal,
+    StudentT,
+)
 
 __all__ = ["fixed_log_prob", "with_fixed_parameters"]
 
-_PLAIN = (Tensor, torch.Size, bool, int, float, type(None))
+_MADE_OF_TENSORS = {
+    Beta,
+    Cauchy,
+    Chi2,
+    Dirichlet,
+    Exponential,
+    FisherSnedecor,
+    Gamma,
+    Laplace,
+    LowRankMultivariateNormal,
+    MultivariateNormal,
+    Normal,
+    StudentT,
+}
+"""Distributions whose attributes are tensors, numbers, and others of these."""
 
 
 def fixed_log_prob(distribution: Distribution) -> Callable[[Tensor], Tensor] | None:
@@ -22,7 +50,7 @@ def fixed_log_prob(distribution: Distribution) -> Callable[[Tensor], Tensor] | N
 
 
 def with_fixed_parameters(distribution: Distribution) -> Distribution:
-    """A copy whose tensors are detached; ``distribution`` must be known to be made of tensors and plain numbers.
+    """A copy whose tensors are detached; ``distribution`` must be known to be made of them.
 
     >>> import torch
     >>> loc = torch.zeros(2, requires_grad=True)
@@ -41,12 +69,10 @@ def _fixed(value: Any) -> Any:
 
 
 def _known(distribution: Distribution) -> bool:
-    """Whether all that the density depends on is in plain sight.
+    """Whether all that the density depends on is in plain sight, in the attributes of one of PyTorch's own classes.
 
-    PyTorch's own classes keep it in their attributes. Other classes may keep it anywhere, and transforms and modules
-    hold parameters of their own.
+    Other classes may keep it anywhere, and transforms and modules hold parameters of their own.
     """
-    if not type(distribution).__module__.startswith("torch.distributions."):
-        return False
-    parts = [value for value in vars(distribution).values() if not isinstance(value, _PLAIN)]
-    return all(isinstance(part, Distribution) and _known(part) for part in parts)
+    if type(distribution) is Independent:
+        return _known(distribution.base_dist)
+    return type(distribution) in _MADE_OF_TENSORS
