@@ -18,18 +18,22 @@ def normal(loc, scale):
 
 
 class Model(torch.nn.Module):
-    def __init__(self, bound, gradient):
+    def __init__(self, bound, gradient, callables=False, **options):
         super().__init__()
+        self.callables, self.options = callables, options
         self.encoder, self.decoder = torch.nn.Linear(4, D), torch.nn.Linear(D, 4)
         self.bound, self.gradient = bound, gradient
 
     def forward(self, x):
         q = Independent(normal(self.encoder(x), 0.5), 1, validate_args=False)
 
+        if self.callables:
+            q = iw.Proposal(q.rsample if self.gradient.pathwise else q.sample, q.log_prob, self.gradient.pathwise)
+
         def log_joint(z):
             return normal(0.0, 1.0).log_prob(z).sum(-1) + normal(self.decoder(z), 1.0).log_prob(x).sum(-1)
 
-        return iw.estimate(log_joint, q, self.bound, self.gradient, num_samples=K).value.mean()
+        return iw.estimate(log_joint, q, self.bound, self.gradient, num_samples=K, **self.options).value.mean()
 
 
 @pytest.fixture
@@ -53,10 +57,21 @@ def step(model, function, x):
     "gradient", [iw.Reparameterized(), iw.STL(), iw.DReG(), iw.DReGWake(), iw.VIMCO(), iw.Wake()], ids=repr
 )
 @pytest.mark.parametrize("bound", BOUNDS, ids=repr)
+@pytest.mark.parametrize("callables", [False, True], ids=["distribution", "callables"])
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # dynamo's own doing
 @pytest.mark.usefixtures("compiler")
-def test_compiles_into_one_graph_with_the_eager_answer(bound, gradient):
-    model, x = Model(bound, gradient), torch.randn(B, 4)
+def test_compiles_into_one_graph_with_the_eager_answer(bound, gradient, callables):
+    model, x = Model(bound, gradient, callables), torch.randn(B, 4)
+    eager = step(model, model, x)
+    compiled = step(model, torch.compile(model, fullgraph=True, backend="aot_eager"), x)
+    torch.testing.assert_close(compiled, eager, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("gradient", [iw.Reparameterized(), iw.DReG(), iw.VIMCO()], ids=repr)
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.usefixtures("compiler")
+def test_a_backward_on_few_samples_compiles_into_one_graph(gradient):
+    model, x = Model(iw.IWAE(), gradient, backward_samples=3), torch.randn(B, 4)
     eager = step(model, model, x)
     compiled = step(model, torch.compile(model, fullgraph=True, backend="aot_eager"), x)
     torch.testing.assert_close(compiled, eager, rtol=1e-5, atol=1e-6)

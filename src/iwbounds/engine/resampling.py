@@ -27,8 +27,8 @@ def copy_probabilities(coefficients: Coefficients) -> Tensor:
 
 def systematic_indices(probabilities: Tensor, uniform: Tensor, count: int) -> Tensor:
     """Indices ``(count, *batch)`` of systematic resampling along axis 0, given one ``uniform`` number per datum."""
-    cumulative = probabilities.cumsum(0).movedim(0, -1)
-    cumulative = (cumulative / cumulative[..., -1:]).contiguous()
+    cumulative = probabilities.movedim(0, -1).contiguous().cumsum(-1)
+    cumulative = cumulative / cumulative[..., -1:]
     steps = torch.arange(count, dtype=uniform.dtype, device=uniform.device)
     positions = ((steps + uniform.unsqueeze(-1)) / count).contiguous()
     indices = torch.searchsorted(cumulative, positions, right=True)

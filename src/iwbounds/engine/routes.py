@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from iwbounds.checks import check_latents, check_log_density, check_log_joint, full_precision
-from iwbounds.engine.routing import Gate, Linearized, pullback
+from iwbounds.engine.gates import gate
+from iwbounds.engine.routing import Channel, Linearized, pullback
 from iwbounds.engine.rule import Rule
 from iwbounds.gradients import Coefficients
 from iwbounds.latents import Latents, latent_leaves, map_latents
@@ -21,7 +22,7 @@ from iwbounds.proposals import LogJoint, LogProb, Proposal
 
 __all__ = ["Channels", "GatedRoute", "PathRoute", "Route", "ScoreRoute", "TotalRoute", "TracedPathRoute", "route_for"]
 
-Channels: TypeAlias = Sequence[tuple[Tensor | None, Tensor | None]]
+Channels: TypeAlias = Sequence[Channel]
 
 
 class Route(Protocol):
@@ -42,9 +43,9 @@ def route_for(rule: Rule, proposal: Proposal) -> type[Route]:
         return ScoreRoute
     if rule.total:
         return TotalRoute
-    if torch.compiler.is_compiling():
-        return TracedPathRoute
-    return PathRoute if rule.gradient.total or proposal.fixed_log_prob is None else GatedRoute
+    if proposal.fixed_log_prob is not None and not rule.gradient.total:
+        return GatedRoute
+    return TracedPathRoute if torch.compiler.is_compiling() else PathRoute
 
 
 class TotalRoute:
@@ -68,14 +69,14 @@ class PathRoute:
         self._log_q = self._linearized.value
         refuse_missing_path(proposal, latents, self._log_q)
         self._path = self._linearized.path(latents)
-        self._gate = Gate()
+        self._gate = gate()
         self._log_p = check_log_joint(log_joint(self._gate(latents)), self._log_q)
         self.log_w = log_ratio(self._log_p.detach(), self._log_q.detach())
 
     def channels(self, coefficients: Coefficients) -> Channels:
         (a, b), s = coefficients.model_and_path, coefficients.score
         self._linearized.keep_graph = s is not None
-        return [(self._log_p, self._gate.open(a, b)), (self._path, -b), (self._log_q, s)]
+        return [self._gate.channel(self._log_p, a, b), (self._path, -b), (self._log_q, s)]
 
 
 class GatedRoute:
@@ -85,7 +86,7 @@ class GatedRoute:
     """
 
     def __init__(self, log_joint: LogJoint, proposal: Proposal, latents: Latents) -> None:
-        self._proposal, self._latents, self._gate = proposal, latents, Gate()
+        self._proposal, self._latents, self._gate = proposal, latents, gate()
         gated = self._gate(latents)
         live = any(z.requires_grad for z in latent_leaves(gated))
         log_q = evaluate_proposal(proposal, gated, proposal.fixed_log_prob if live else None)
@@ -95,29 +96,30 @@ class GatedRoute:
 
     def channels(self, coefficients: Coefficients) -> Channels:
         (a, b), s = coefficients.model_and_path, coefficients.score
-        live = [(self._live, self._gate.open(a, b))]
+        live = [self._gate.channel(self._live, a, b)]
         if s is None:
             return live
         return [*live, (evaluate_proposal(self._proposal, map_latents(Tensor.detach, self._latents)), s)]
 
 
 class TracedPathRoute:
-    """:class:`PathRoute` for ``torch.compile``, which can trace neither a gate that is set later nor autograd.grad.
+    """:class:`PathRoute` for ``torch.compile``, which cannot trace autograd.grad inside a backward.
 
-    Two vector-Jacobian products of the log-joint instead of one: its samples' gradients are taken on the way.
+    The log-proposal's pullback to the samples is taken on the way, by ``torch.func``.
     """
 
     def __init__(self, log_joint: LogJoint, proposal: Proposal, latents: Latents) -> None:
         self._latents = [z for z in latent_leaves(latents) if z.requires_grad]
         self._log_q, self._pull_q = pullback(lambda z: evaluate_proposal(proposal, z), latents)
         refuse_missing_path(proposal, latents, self._log_q)
-        self._log_p, self._pull_p = pullback(lambda z: check_log_joint(log_joint(z), self._log_q), latents)
+        self._gate = gate()
+        self._log_p = check_log_joint(log_joint(self._gate(latents)), self._log_q)
         self.log_w = log_ratio(self._log_p.detach(), self._log_q.detach())
 
     def channels(self, coefficients: Coefficients) -> Channels:
         (a, b), s = coefficients.model_and_path, coefficients.score
-        slopes = [p - q for p, q in zip(self._pull_p(b), self._pull_q(b), strict=True)]
-        return [(self._log_p, a), *zip(self._latents, slopes, strict=True), (self._log_q, s)]
+        slopes = zip(self._latents, self._pull_q(-b), strict=True)
+        return [self._gate.channel(self._log_p, a, b), *slopes, (self._log_q, s)]
 
 
 class ScoreRoute:

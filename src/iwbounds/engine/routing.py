@@ -1,7 +1,8 @@
-r"""The only autograd code: how three coefficients per sample reach three kinds of parameters in one backward pass.
+"""How three coefficients per sample reach three kinds of parameters in one backward pass.
 
-* **gate**: the log-joint is called on latents whose backward multiplies the incoming gradient by b/a. The gradient that
-  arrives at log p is a, so its parameters get a and its latents get b, from one forward and one backward.
+* **gate** (:mod:`iwbounds.engine.gates`): the log-joint is called on latents whose backward multiplies the incoming
+  gradient by b/a. The gradient that arrives at log p is a, so its parameters get a and its latents get b, from one
+  forward and one backward.
 * **linearise**: the proposal's parameters must not be seen by the path part of −log q, for any callable. Its gradient
   with respect to the latents is taken at detached copies of them, and attached to the latents themselves.
 * **attach**: one tensor whose value is the bound and whose backward sends each coefficient down its channel.
@@ -10,7 +11,7 @@ r"""The only autograd code: how three coefficients per sample reach three kinds 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -19,10 +20,13 @@ from torch.autograd.graph import GradientEdge
 
 from iwbounds.latents import Latents, latent_leaves, map_latents
 
-__all__ = ["Gate", "Linearized", "attach", "pullback"]
+__all__ = ["Channel", "Linearized", "attach", "pullback"]
+
+Channel: TypeAlias = tuple[Tensor | None, Tensor | None]
+"""A tensor in the graph, and the multiplier that its gradient gets."""
 
 
-def attach(value: Tensor, channels: Iterable[tuple[Tensor | None, Tensor | None]]) -> Tensor:
+def attach(value: Tensor, channels: Iterable[Channel]) -> Tensor:
     """``value``, with a backward that sends ``multiplier`` times its gradient to each tensor in ``channels``.
 
     Pairs with a None, or with a tensor outside every graph, are dropped. What is returned is the sum of tensors times
@@ -65,42 +69,6 @@ class _DifferentiableOnce(torch.autograd.Function):
             "the value of iwbounds.estimate can be differentiated once: its backward is an estimator with constant "
             "coefficients, and has no second derivative. Differentiate bound(log_weights) itself instead."
         )
-
-
-class Gate:
-    """Passes latents through unchanged, and scales what flows back by a ratio that is set once it is known."""
-
-    def __init__(self) -> None:
-        self.ratio: Tensor | None = None
-
-    def __call__(self, latents: Latents) -> Latents:
-        """The latents that the log-joint is called on; integer and graph-free parts pass as they are."""
-        return map_latents(self._gated, latents)
-
-    def _gated(self, z: Tensor) -> Tensor:
-        if not z.requires_grad:
-            return z
-        gated = z.view_as(z)
-        gated.register_hook(self._scale)  # type: ignore[no-untyped-call]
-        return gated
-
-    def _scale(self, grad: Tensor) -> Tensor | None:
-        if self.ratio is None:
-            return None
-        events = (1,) * (grad.ndim - self.ratio.ndim)
-        return (grad * self.ratio.reshape(self.ratio.shape + events)).to(grad.dtype)
-
-    def open(self, model: Tensor, path: Tensor) -> Tensor:
-        """Set the ratio b/a, and return the a to attach to log p.
-
-        Where a vanishes and b does not, the ratio has to be finite: a is raised by 1e-18 b. That changes the model's
-        gradient by far less than its rounding, and the product a · (b/a) is b again. Where both vanish the ratio is 0.
-        """
-        if path is model:
-            return model
-        model = torch.add(model, path, alpha=1e-18)
-        self.ratio = (path / model).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
-        return model
 
 
 class Linearized:
@@ -159,8 +127,8 @@ class _LinearizedFunction(torch.autograd.Function):
 def pullback(density: Callable[[Latents], Tensor], latents: Latents) -> tuple[Tensor, Callable[[Tensor], list[Tensor]]]:
     """``density(latents)`` with the latents held fixed, and the function from multipliers to gradients of the latents.
 
-    The functional form of a gate and of a linearisation, which ``torch.compile`` can trace into one graph. Gradients
-    come for the latents that require grad, in order.
+    The functional form of a linearisation, which ``torch.compile`` can trace into one graph. Gradients come for the
+    latents that require grad, in order.
     """
     live = [z.detach() for z in latent_leaves(latents) if z.requires_grad]
     if not live:
