@@ -4,7 +4,8 @@
     python benchmarks/backward_samples.py --data mnist.npz       # train_images (N, 28, 28) of uint8
 
 The gradient is DReG's, K = 64, batch 100, VAE 784-200-200-50. The variance is that of all parameters' gradients
-together, over repeated draws for one batch. Times are ratios to the full backward of the same densities; set
+together, over repeated draws for one batch. Times are ratios to the full backward of the same kind: with the densities
+of torch.distributions, with fused ones, or under torch.compile (for which there must be a C++ compiler). Set
 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 for steady ones.
 """
 
@@ -18,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import VAE, Fused, arguments, medians, table
+from common import VAE, Fused, arguments, gate, medians, table
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import trange
@@ -43,13 +44,18 @@ def batch_of(grey: Tensor) -> Tensor:
     return (torch.rand_like(rows) < rows).float()
 
 
-def step(model: VAE, x: Tensor, few: int | None) -> Callable[[], None]:
+def step(model: VAE, x: Tensor, few: int | None, compiled: bool = False) -> Callable[[], None]:
     """Leaves a fresh gradient in ``.grad``."""
+
+    def loss_of(x: Tensor) -> Tensor:
+        options = {"num_samples": NUM_SAMPLES, "backward_samples": few}
+        return -iw.estimate(*model(x), gradient=iw.DReG(), **options).value.mean()
+
+    chosen = torch.compile(loss_of, dynamic=False, fullgraph=True) if compiled else loss_of
 
     def run() -> None:
         model.zero_grad()
-        options = {"num_samples": NUM_SAMPLES, "backward_samples": few}
-        (-iw.estimate(*model(x), gradient=iw.DReG(), **options).value.mean()).backward()
+        chosen(x).backward()
 
     return run
 
@@ -117,18 +123,18 @@ def main() -> None:
     x, counts = batch_of(grey), [None, *options.few]
     ess = iw.estimate(*model(x), num_samples=NUM_SAMPLES).ess
     print(f"effective sample size after {options.steps} steps: {statistics.fmean(ess.tolist()):.2f} of {NUM_SAMPLES}")
-    seconds = {m: medians({str(few): step(m, x, few) for few in counts}, options.repeats or 20) for m in (model, fused)}
+    kinds = {"plain": (model, False), "fused": (fused, False), "compiled": (model, True)}
+    steps = {f"{kind} {few}": step(m, x, few, compiled) for kind, (m, compiled) in kinds.items() for few in counts}
+    gate(model, steps["plain None"], {"compiled": steps["compiled None"]})
+    seconds = medians(steps, options.repeats or 20)
     found = {few: moments(model, step(model, x, few), options.draws) for few in counts}
-    rows = [
-        [
-            few,
-            *(f"{times[str(few)] / times['None']:.3f}" for times in seconds.values()),
-            variance_ratio(found[few], found[None]),
-            bias(found[few], found[None]),
-        ]
-        for few in options.few
-    ]
-    print(table(["backward_samples", "time ÷ full", "fused densities", "variance ÷ full", "bias² ÷ chance"], rows))
+    rows = []
+    for few in options.few:
+        own = [f"{seconds[f'{kind} {few}'] / seconds[f'{kind} None']:.3f}" for kind in kinds]
+        plain = [f"{seconds[f'{kind} {few}'] / seconds['plain None']:.3f}" for kind in list(kinds)[1:]]
+        rows.append([few, *own, *plain, variance_ratio(found[few], found[None]), bias(found[few], found[None])])
+    header = ["backward_samples", *(f"{kind} ÷ full" for kind in kinds), "fused ÷ plain full", "compiled ÷ plain full"]
+    print(table([*header, "variance ÷ full", "bias² ÷ chance"], rows))
 
 
 if __name__ == "__main__":

@@ -40,18 +40,15 @@ class FusedLikelihood(VAE):
         return prior.log_prob(z).sum(-1) + bernoulli_logits(self.decoder(z), x)
 
 
-def hand_written(model: VAE, num_samples: int, noise: Tensor | None = None) -> Side:
+def hand_written(model: VAE, num_samples: int, noise: Tensor | None = None, compiled: bool = False) -> Side:
     """The shortest PyTorch; with ``noise`` (K, batch, latent) in place of a draw, what the others are held against."""
 
-    def side(x: Tensor) -> float:
-        model.zero_grad()
+    def loss_of(x: Tensor) -> Tensor:
         log_joint, q = model(x)
         z = q.rsample((num_samples,)) if noise is None else q.mean + q.stddev * noise
-        loss = len(x) * math.log(num_samples) - (log_joint(z) - q.log_prob(z)).logsumexp(0).sum()
-        loss.backward()
-        return loss.item()
+        return len(x) * math.log(num_samples) - (log_joint(z) - q.log_prob(z)).logsumexp(0).sum()
 
-    return side
+    return _step(model, loss_of, compiled)
 
 
 def iwbounds_side(
@@ -60,11 +57,11 @@ def iwbounds_side(
     gradient: iw.Gradient,
     family: type[VAE] = VAE,
     backward_samples: int | None = None,
+    compiled: bool = False,
 ) -> Side:
     """With the log-densities of torch.distributions, or those of another ``family`` of the same parameters."""
 
-    def side(x: Tensor) -> float:
-        model.zero_grad()
+    def loss_of(x: Tensor) -> Tensor:
         _, q = family.forward(model, x)
         estimate = iw.estimate(
             lambda z: family.log_joint(model, x, z),
@@ -73,7 +70,18 @@ def iwbounds_side(
             num_samples=num_samples,
             backward_samples=backward_samples,
         )
-        loss = -estimate.value.sum()
+        return -estimate.value.sum()
+
+    return _step(model, loss_of, compiled)
+
+
+def _step(model: VAE, loss_of: Callable[[Tensor], Tensor], compiled: bool = False) -> Side:
+    if compiled:
+        loss_of = torch.compile(loss_of, dynamic=False, fullgraph=True)
+
+    def side(x: Tensor) -> float:
+        model.zero_grad()
+        loss = loss_of(x)
         loss.backward()
         return loss.item()
 

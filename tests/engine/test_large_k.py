@@ -164,6 +164,32 @@ def test_accumulate_keeps_within_its_budget(model, x):
     assert max(rows) == 5
 
 
+def test_accumulate_takes_chunks_of_more_data(model, x):
+    """A part of the batch is as large as its chunks allow, not as all of its samples would."""
+    shapes = []
+
+    def watched(part):
+        log_joint, q = model(part)
+        return lambda z: (shapes.append(z.shape[:2]), log_joint(z))[1], q
+
+    options = {"gradient": iw.Reparameterized(), "num_samples": K}
+    z = torch.randn(K, B, D, dtype=torch.float64)
+    for budget, chunk_size, expected in [
+        (20, 4, {(4, B)}),
+        (10, 5, {(5, 2), (2, 2), (5, 1), (2, 1)}),
+        (3, 5, {(3, 1)}),
+    ]:
+        iw.accumulate(watched, x, budget, chunk_size=chunk_size, **options)
+        assert set(shapes) == expected
+        shapes.clear()
+    model.zero_grad()
+    fixed = {"gradient": iw.VIMCO(), "samples": z}
+    whole = -iw.estimate(*model(x), **fixed).value.mean()
+    expected = torch.autograd.grad(whole, list(model.parameters()))
+    iw.accumulate(model, x, 20, chunk_size=4, **fixed)
+    assert_equal([p.grad for p in model.parameters()], expected)
+
+
 def test_accumulate_refuses_tensors_of_different_batches(model, x):
     with pytest.raises(ValueError, match=r"share their first axis.*\[3, 5\]"):
         iw.accumulate(lambda x: model(x[0]), (x, x[:3]))

@@ -44,7 +44,8 @@ def accumulate(model: Model, x: Any, max_live_samples: int | None = None, **opti
         x: a tensor ``(batch, …)``, or a tuple or dict of such; every tensor is sliced along its first axis.
         max_live_samples: how many samples × data may be in memory at once; 5000 by default. Where one datum has more
             samples than this, its samples are chunked.
-        options: those of :func:`iwbounds.estimate`; ``samples`` are sliced along their batch axis.
+        options: those of :func:`iwbounds.estimate`; ``samples`` are sliced along their batch axis. With ``chunk_size``
+            the parts are of so many samples of more data, and every sample is evaluated twice.
 
     Returns:
         The :class:`iwbounds.Estimate` of the whole batch, without a backward: it has been run.
@@ -67,12 +68,10 @@ def accumulate(model: Model, x: Any, max_live_samples: int | None = None, **opti
     if budget < 1:
         raise ValueError(f"expected max_live_samples of at least 1; got {budget}.")
     samples = options.pop("samples", None)
-    count = _num_samples(samples, options)
-    if count > budget:
-        options.setdefault("chunk_size", budget)
+    live = _samples_at_once(_num_samples(samples, options), budget, options)
     size = batch_size(x)
     parts = []
-    for part in batch_slices(size, max(1, budget // count)):
+    for part in batch_slices(size, max(1, budget // live)):
         drawn = None if samples is None else map_latents(lambda z, part=part: z[:, part], samples)
         inputs = map_latents(lambda leaf, part=part: leaf[part], x)
         parts.append(_run_part(*model(inputs), options | {"samples": drawn}, partial(_share, size)))
@@ -116,6 +115,15 @@ def _num_samples(samples: Latents | None, options: dict[str, Any]) -> int:
     if samples is not None:
         return check_latents(samples, count)
     return DEFAULT_NUM_SAMPLES if count is None else count
+
+
+def _samples_at_once(count: int, budget: int, options: dict[str, Any]) -> int:
+    """All of a datum's, or as many as ``chunk_size`` (set here if need be) and the budget allow."""
+    chunk_size = options.get("chunk_size")
+    live = min(count if chunk_size is None else chunk_size, budget)
+    if live < count:
+        options["chunk_size"] = live
+    return max(1, live)
 
 
 def _joined(parts: list[Estimate]) -> Estimate:
