@@ -1,7 +1,8 @@
 """What the engine costs: one training step of iw.estimate against the shortest hand-written PyTorch, as ratios.
 
-python benchmarks/step_cost.py            # 784-200-200-50, batch 100, K in 5, 50, 500
-python benchmarks/step_cost.py --tiny     # 16-8-8-2, batch 20, K = 5: the engine's own overhead
+python benchmarks/step_cost.py              # 784-200-200-50, batch 100, K in 5, 50, 500
+python benchmarks/step_cost.py --tiny       # 16-8-8-2, batch 20, K = 5: the engine's own overhead
+python benchmarks/step_cost.py --compiled   # all sides under torch.compile, for which there must be a C++ compiler
 """
 
 from __future__ import annotations
@@ -14,27 +15,31 @@ import iwbounds as iw
 GRADIENTS = {"reparameterized": iw.Reparameterized(), "dreg": iw.DReG(), "stl": iw.STL()}
 
 
-def steps_of(model: VAE, x: torch.Tensor, num_samples: int):
+def steps_of(model: VAE, x: torch.Tensor, num_samples: int, compiled: bool):
     """Steps by name; each leaves its gradient in ``.grad``."""
 
-    def hand_written():
-        model.zero_grad()
-        hand_written_iwae(model, x, num_samples).backward()
+    def step_of(loss_of):
+        chosen = torch.compile(loss_of, dynamic=False, fullgraph=True) if compiled else loss_of
 
-    def engine(gradient):
         def step():
             model.zero_grad()
-            value = iw.estimate(*model(x), iw.IWAE(), gradient, num_samples=num_samples).value
-            (-value.mean()).backward()
+            chosen(x).backward()
 
         return step
 
+    def engine(gradient):
+        return step_of(lambda x: -iw.estimate(*model(x), iw.IWAE(), gradient, num_samples=num_samples).value.mean())
+
+    if compiled:
+        torch.compiler.reset()
+    hand_written = step_of(lambda x: hand_written_iwae(model, x, num_samples))
     return {"hand-written": hand_written} | {name: engine(gradient) for name, gradient in GRADIENTS.items()}
 
 
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--compiled", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
@@ -43,7 +48,7 @@ def main() -> None:
     x = binary_images(batch, 16 if options.tiny else 784)
     rows = []
     for count in counts:
-        steps = steps_of(model, x, count)
+        steps = steps_of(model, x, count, options.compiled)
         gate(model, steps["hand-written"], {"reparameterized": steps["reparameterized"]})
         repeats = options.repeats or (2000 if options.tiny else max(7, 1500 // count))
         found = medians(steps, repeats)

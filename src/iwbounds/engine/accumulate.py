@@ -70,12 +70,15 @@ def accumulate(model: Model, x: Any, max_live_samples: int | None = None, **opti
     samples = options.pop("samples", None)
     live = _samples_at_once(_num_samples(samples, options), budget, options)
     size = batch_size(x)
-    parts = []
+    whole: Estimate | None = None
     for part in batch_slices(size, max(1, budget // live)):
         drawn = None if samples is None else map_latents(lambda z, part=part: z[:, part], samples)
         inputs = map_latents(lambda leaf, part=part: leaf[part], x)
-        parts.append(_run_part(*model(inputs), options | {"samples": drawn}, partial(_share, size)))
-    return _joined(parts)
+        found = _run_part(*model(inputs), options | {"samples": drawn}, partial(_share, size))
+        whole = whole or _room_for(found, size)
+        whole.value[part], whole.log_weights[:, part] = found.value, found.log_weights
+    assert whole is not None, "there is at least one part, be it empty"
+    return whole
 
 
 def _run_part(
@@ -126,6 +129,9 @@ def _samples_at_once(count: int, budget: int, options: dict[str, Any]) -> int:
     return max(1, live)
 
 
-def _joined(parts: list[Estimate]) -> Estimate:
-    value = torch.cat([part.value for part in parts])
-    return Estimate(value, torch.cat([part.log_weights for part in parts], dim=1), parts[0].direction)
+def _room_for(part: Estimate, size: int) -> Estimate:
+    """The whole batch's results, to be filled in: made once, as small results that are kept between the large buffers
+    of the parts would keep the C library's allocator from using their memory again."""
+    value = part.value.new_empty((size, *part.value.shape[1:]))
+    log_weights = part.log_weights.new_empty((part.num_samples, size, *part.log_weights.shape[2:]))
+    return Estimate(value, log_weights, part.direction)

@@ -43,13 +43,27 @@ def run_in_two_passes(prepared: Prepared, size: int, share: Share) -> Estimate:
 
 
 def _first_pass(prepared: Prepared, size: int) -> tuple[Tensor, list[int], list[list[Tensor]]]:
-    """The log-weights, and for each chunk its size and the random states before its densities."""
-    route = route_for(prepared.rule, prepared.proposal)
-    states, parts = [], []
-    for chunk in prepared.draws.chunks(size):
-        states.append(random_states())
-        parts.append(route(prepared.log_joint, prepared.proposal, chunk.latents).log_w)
-    return torch.cat(parts), [len(part) for part in parts], states
+    """The log-weights, and for each chunk its size and the random states before its densities.
+
+    What is kept of a chunk is written to one place, for the sake of the memory between the chunks' buffers.
+    """
+    route, draws = route_for(prepared.rule, prepared.proposal), prepared.draws
+    log_w: Tensor | None = None
+    sizes: list[int] = []
+    states: list[list[Tensor]] = []
+    for chunk in draws.chunks(size):
+        states.append(_or_equal(random_states(), states[-1:]))
+        part = route(prepared.log_joint, prepared.proposal, chunk.latents).log_w
+        log_w = part.new_empty((draws.count, *part.shape[1:])) if log_w is None else log_w
+        log_w[sum(sizes) : sum(sizes) + len(part)] = part
+        sizes.append(len(part))
+    assert log_w is not None, "there is at least one chunk"
+    return log_w, sizes, states
+
+
+def _or_equal(state: list[Tensor], others: list[list[Tensor]]) -> list[Tensor]:
+    """The first of ``others`` that equals ``state``, which need not be kept then."""
+    return next((other for other in others if all(map(torch.equal, state, other))), state)
 
 
 def _second_pass(
