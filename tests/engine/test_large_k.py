@@ -195,6 +195,14 @@ def test_accumulate_refuses_tensors_of_different_batches(model, x):
         iw.accumulate(lambda x: model(x[0]), (x, x[:3]))
 
 
+@pytest.mark.parametrize("shape", [(), (1,)])
+def test_accumulate_refuses_a_proposal_that_is_not_of_the_data(model, shape):
+    loc = torch.zeros(shape, requires_grad=True)
+    with pytest.raises(ValueError, match=rf"starts with the 3 data it was given; got \({'1,' if shape else ''}\)"):
+        iw.accumulate(lambda x: (lambda z: -z.square(), Normal(loc, 1.0)), torch.zeros(3), num_samples=K)
+    assert loc.grad is None
+
+
 # Backward on few samples.
 
 

@@ -51,8 +51,8 @@ def accumulate(model: Model, x: Any, max_live_samples: int | None = None, **opti
         The :class:`iwbounds.Estimate` of the whole batch, without a backward: it has been run.
 
     Raises:
-        ValueError: tensors in ``x`` differ in their first axis, or ``max_live_samples`` is not positive; and whatever
-            :func:`iwbounds.estimate` raises.
+        ValueError: tensors in ``x`` differ in their first axis, ``max_live_samples`` is not positive, or the proposal's
+            batch is not the data's; and whatever :func:`iwbounds.estimate` raises.
 
     >>> import iwbounds as iw
     >>> loc = torch.nn.Parameter(torch.zeros(()))
@@ -74,7 +74,8 @@ def accumulate(model: Model, x: Any, max_live_samples: int | None = None, **opti
     for part in batch_slices(size, max(1, budget // live)):
         drawn = None if samples is None else map_latents(lambda z, part=part: z[:, part], samples)
         inputs = map_latents(lambda leaf, part=part: leaf[part], x)
-        found = _run_part(*model(inputs), options | {"samples": drawn}, partial(_share, size))
+        found = _run_part(*model(inputs), options | {"samples": drawn}, partial(_share, size, batch_size(inputs)))
+        _check_batch(found.value, batch_size(inputs))
         whole = whole or _room_for(found, size)
         whole.value[part], whole.log_weights[:, part] = found.value, found.log_weights
     assert whole is not None, "there is at least one part, be it empty"
@@ -94,9 +95,18 @@ def _run_part(
     return Estimate(part.value.detach(), part.log_weights, part.direction)
 
 
-def _share(size: int, value: Tensor) -> float:
-    """What −mean(value) over a batch of this size weighs one datum by."""
+def _share(size: int, part_size: int, value: Tensor) -> float:
+    """What −mean(value) over a batch of this size weighs one datum by; ``value`` is of a part, and checked."""
+    _check_batch(value, part_size)
     return -1 / max(1, size * value[:1].numel())
+
+
+def _check_batch(value: Tensor, size: int) -> None:
+    if value.shape[:1] != (size,):
+        raise ValueError(
+            f"expected model to return a proposal whose batch shape starts with the {size} data it was given; got "
+            f"{tuple(value.shape)}. Expand its parameters over the data."
+        )
 
 
 def batch_size(x: Any) -> int:
