@@ -31,7 +31,9 @@ def attach(value: Tensor, channels: Iterable[Channel]) -> Tensor:
 
     Pairs with a None, or with a tensor outside every graph, are dropped. What is returned is the sum of tensors times
     multipliers, whose backward is just that and never reads the sum: hence its value can be overwritten by ``value``.
-    (Adding a difference of two such sums instead would meet inf − inf where a log-density is −inf.)
+    (Adding a difference of two such sums instead would meet inf − inf where a log-density is −inf. A Function of its
+    own would hide from a compiler that the value depends on the tensors: their random numbers were then drawn twice,
+    once for each of its two graphs.)
     """
     live = [(t, m) for t, m in channels if t is not None and m is not None and t.requires_grad]
     if not live:
