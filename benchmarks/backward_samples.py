@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from common import VAE, Fused, arguments, gate, medians, table
+from common import VAE, Fused, Step, arguments, gate, medians, step_of, table
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import trange
@@ -44,20 +44,14 @@ def batch_of(grey: Tensor) -> Tensor:
     return (torch.rand_like(rows) < rows).float()
 
 
-def step(model: VAE, x: Tensor, few: int | None, compiled: bool = False) -> Callable[[], None]:
+def step(model: VAE, x: Tensor, few: int | None, compiled: bool = False) -> Step:
     """Leaves a fresh gradient in ``.grad``."""
 
     def loss_of(x: Tensor) -> Tensor:
         options = {"num_samples": NUM_SAMPLES, "backward_samples": few}
         return -iw.estimate(*model(x), gradient=iw.DReG(), **options).value.mean()
 
-    chosen = torch.compile(loss_of, dynamic=False, fullgraph=True) if compiled else loss_of
-
-    def run() -> None:
-        model.zero_grad()
-        chosen(x).backward()
-
-    return run
+    return partial(step_of(model, loss_of, compiled), x)
 
 
 def train(model: VAE, grey: Tensor, steps: int) -> None:
@@ -85,7 +79,7 @@ class Moments:
         return self.spreads.mean().item()
 
 
-def moments(model: VAE, run: Callable[[], None], draws: int) -> Moments:
+def moments(model: VAE, run: Step, draws: int) -> Moments:
     total, squared_norms = torch.zeros(()).double(), []
     for _ in trange(draws, desc="gradients", leave=False):
         run()

@@ -21,7 +21,7 @@ from torch.profiler import ProfilerActivity, profile
 import iwbounds as iw
 from iwbounds.densities import bernoulli_logits, diagonal_gaussian
 
-Step = Callable[[], None]
+Step = Callable[[], object]
 
 
 class VAE(nn.Module):
@@ -75,6 +75,21 @@ def hand_written_iwae(model: VAE, x: Tensor, num_samples: int) -> Tensor:
     log_joint, q = model(x)
     z = q.rsample((num_samples,))
     return -(log_joint(z) - q.log_prob(z)).logsumexp(0).mean()
+
+
+def step_of(
+    model: nn.Module, loss_of: Callable[[Tensor], Tensor], compiled: bool = False
+) -> Callable[[Tensor], Tensor]:
+    """From data to their loss, leaving a fresh gradient in ``.grad``; perhaps under torch.compile."""
+    chosen = torch.compile(loss_of, dynamic=False, fullgraph=True) if compiled else loss_of
+
+    def step(x: Tensor) -> Tensor:
+        model.zero_grad()
+        loss = chosen(x)
+        loss.backward()
+        return loss
+
+    return step
 
 
 def gradients(model: nn.Module, step: Callable[[], object], seed: int = 0) -> list[Tensor]:

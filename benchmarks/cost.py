@@ -9,11 +9,11 @@ OMP_NUM_THREADS to the threads that the machine has to spare.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
-from common import VAE, arguments, binary_images, gate, hand_written_iwae, medians, table
+from common import VAE, Step, arguments, binary_images, gate, hand_written_iwae, medians, step_of, table
 from tqdm import tqdm
 
 import iwbounds as iw
@@ -25,24 +25,22 @@ Costs = dict[tuple[int, int], dict[str, float]]
 """Seconds by method, for each (batch, K)."""
 
 
-def steps_of(model: VAE, x: torch.Tensor, count: int) -> dict[str, Callable[[], None]]:
+def steps_of(model: VAE, x: torch.Tensor, count: int) -> dict[str, Step]:
     """Steps that leave DReG's gradient (the hand-written one: the plain one) in ``.grad``."""
 
-    def hand_written() -> None:
-        model.zero_grad()
-        hand_written_iwae(model, x, count).backward()
+    options = {"gradient": iw.DReG(), "num_samples": count}
 
-    def one_graph(few: int | None = None) -> None:
-        model.zero_grad()
-        estimate = iw.estimate(*model(x), gradient=iw.DReG(), num_samples=count, backward_samples=few)
-        (-estimate.value.mean()).backward()
+    def one_graph(few: int | None) -> Step:
+        loss_of = lambda x: -iw.estimate(*model(x), **options, backward_samples=few).value.mean()  # noqa: E731
+        return partial(step_of(model, loss_of), x)
 
     def accumulated() -> None:
         model.zero_grad()
-        iw.accumulate(model, x, gradient=iw.DReG(), num_samples=count)
+        iw.accumulate(model, x, **options)
 
-    steps = {HAND_WRITTEN: hand_written, ONE_GRAPH: one_graph, ACCUMULATED: accumulated}
-    return steps | ({FEW: lambda: one_graph(8)} if count >= 50 else {})
+    hand_written = partial(step_of(model, lambda x: hand_written_iwae(model, x, count)), x)
+    steps = {HAND_WRITTEN: hand_written, ONE_GRAPH: one_graph(None), ACCUMULATED: accumulated}
+    return steps | ({FEW: one_graph(8)} if count >= 50 else {})
 
 
 def check(model: VAE) -> None:

@@ -16,9 +16,10 @@ import statistics
 import subprocess
 import sys
 import time
+from functools import partial
 
 import torch
-from common import VAE, Fused, arguments, binary_images, gate, table
+from common import VAE, Fused, arguments, binary_images, gate, step_of, table
 from torch.distributions import Bernoulli, Independent, Normal
 
 import iwbounds as iw
@@ -52,16 +53,15 @@ VARIANTS = {
 }
 
 
-def step_of(variant, batch, num_samples):
+def variant_step(variant, batch, num_samples):
     """The variant's model, the same for all, and a step that leaves its gradient in ``.grad``."""
     torch.manual_seed(0)
     model, x = VARIANTS[variant](), binary_images(batch)
 
-    def step():
-        model.zero_grad()
-        (-iw.estimate(*model(x), gradient=iw.DReG(), num_samples=num_samples).value.mean()).backward()
+    def loss_of(x):
+        return -iw.estimate(*model(x), gradient=iw.DReG(), num_samples=num_samples).value.mean()
 
-    return model, step
+    return model, partial(step_of(model, loss_of), x)
 
 
 def paired_ratios(steps, repeats):
@@ -95,9 +95,9 @@ def high_water_megabytes():
 
 def print_memory(variant, num_samples):
     """What the fresh process does: one small step to load every library, then the ones that count."""
-    step_of(variant, 100, 1)[1]()
+    variant_step(variant, 100, 1)[1]()
     before = high_water_megabytes()
-    _, step = step_of(variant, 100, num_samples)
+    _, step = variant_step(variant, 100, num_samples)
     for _ in range(3):
         step()
     print(high_water_megabytes() - before)
@@ -112,7 +112,7 @@ def main() -> None:
     if options.memory_of:
         print_memory(options.memory_of, options.num_samples)
         return
-    models = {name: step_of(name, 100, options.num_samples) for name in VARIANTS}
+    models = {name: variant_step(name, 100, options.num_samples) for name in VARIANTS}
     steps = {name: step for name, (_, step) in models.items()}
     check_gradients(models)
     seconds, ratios = paired_ratios(steps, options.repeats or 40)

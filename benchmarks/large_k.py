@@ -16,9 +16,20 @@ import os
 import resource
 import subprocess
 import sys
+from functools import partial
 
 import torch
-from common import VAE, arguments, binary_images, gate, hand_written_iwae, medians, peak_of_live_tensors, table
+from common import (
+    VAE,
+    arguments,
+    binary_images,
+    gate,
+    hand_written_iwae,
+    medians,
+    peak_of_live_tensors,
+    step_of,
+    table,
+)
 
 import iwbounds as iw
 
@@ -32,17 +43,12 @@ ALLOCATORS = {
 def steps_of(model: VAE, x: torch.Tensor, num_samples: int):
     """The same gradient four ways; draws are the naive step's only where the batch is not split."""
 
-    def naive():
-        model.zero_grad()
-        hand_written_iwae(model, x, num_samples).backward()
+    def step(loss_of):
+        return partial(step_of(model, loss_of), x)
 
     def engine(**options):
-        def step():
-            model.zero_grad()
-            value = iw.estimate(*model(x), gradient=iw.Reparameterized(), num_samples=num_samples, **options).value
-            (-value.mean()).backward()
-
-        return step
+        options |= {"gradient": iw.Reparameterized(), "num_samples": num_samples}
+        return step(lambda x: -iw.estimate(*model(x), **options).value.mean())
 
     def accumulated(**options):
         def step():
@@ -52,7 +58,7 @@ def steps_of(model: VAE, x: torch.Tensor, num_samples: int):
         return step
 
     return {
-        "naive": naive,
+        "naive": step(lambda x: hand_written_iwae(model, x, num_samples)),
         "iw.estimate": engine(),
         "iw.estimate, chunk_size=50": engine(chunk_size=50),
         "iw.accumulate": accumulated(),

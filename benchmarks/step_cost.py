@@ -7,8 +7,10 @@ python benchmarks/step_cost.py --compiled   # all sides under torch.compile, for
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
-from common import VAE, arguments, binary_images, gate, hand_written_iwae, medians, table
+from common import VAE, arguments, binary_images, gate, hand_written_iwae, medians, step_of, table
 
 import iwbounds as iw
 
@@ -18,21 +20,15 @@ GRADIENTS = {"reparameterized": iw.Reparameterized(), "dreg": iw.DReG(), "stl": 
 def steps_of(model: VAE, x: torch.Tensor, num_samples: int, compiled: bool):
     """Steps by name; each leaves its gradient in ``.grad``."""
 
-    def step_of(loss_of):
-        chosen = torch.compile(loss_of, dynamic=False, fullgraph=True) if compiled else loss_of
-
-        def step():
-            model.zero_grad()
-            chosen(x).backward()
-
-        return step
+    def step(loss_of):
+        return partial(step_of(model, loss_of, compiled), x)
 
     def engine(gradient):
-        return step_of(lambda x: -iw.estimate(*model(x), iw.IWAE(), gradient, num_samples=num_samples).value.mean())
+        return step(lambda x: -iw.estimate(*model(x), iw.IWAE(), gradient, num_samples=num_samples).value.mean())
 
     if compiled:
         torch.compiler.reset()
-    hand_written = step_of(lambda x: hand_written_iwae(model, x, num_samples))
+    hand_written = step(lambda x: hand_written_iwae(model, x, num_samples))
     return {"hand-written": hand_written} | {name: engine(gradient) for name, gradient in GRADIENTS.items()}
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import pyro
 import pyro.distributions as dist
 import torch
-from common import VAE
+from common import VAE, step_of
 from pyro.infer import RenyiELBO
 from pythae.models import IWAE as PYTHAE_IWAE
 from pythae.models import IWAEConfig
@@ -48,7 +48,8 @@ def hand_written(model: VAE, num_samples: int, noise: Tensor | None = None, comp
         z = q.rsample((num_samples,)) if noise is None else q.mean + q.stddev * noise
         return len(x) * math.log(num_samples) - (log_joint(z) - q.log_prob(z)).logsumexp(0).sum()
 
-    return _step(model, loss_of, compiled)
+    step = step_of(model, loss_of, compiled)
+    return lambda x: step(x).item()
 
 
 def iwbounds_side(
@@ -72,20 +73,8 @@ def iwbounds_side(
         )
         return -estimate.value.sum()
 
-    return _step(model, loss_of, compiled)
-
-
-def _step(model: VAE, loss_of: Callable[[Tensor], Tensor], compiled: bool = False) -> Side:
-    if compiled:
-        loss_of = torch.compile(loss_of, dynamic=False, fullgraph=True)
-
-    def side(x: Tensor) -> float:
-        model.zero_grad()
-        loss = loss_of(x)
-        loss.backward()
-        return loss.item()
-
-    return side
+    step = step_of(model, loss_of, compiled)
+    return lambda x: step(x).item()
 
 
 def pyro_side(model: VAE, num_samples: int) -> Side:

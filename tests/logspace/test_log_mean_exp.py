@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import iwbounds as iw
+from iwbounds.logspace import log_mean_exp_with_weights
 
 REDUCTIONS = {
     "log_mean_exp": iw.log_mean_exp,
@@ -38,6 +39,23 @@ def test_float32_weights_sum_to_one_at_any_magnitude(magnitude):
     (grad,) = torch.autograd.grad(iw.log_mean_exp(x).sum(), x)
     assert (grad.sum(0) - 1).abs().max() < 1e-6
     torch.testing.assert_close(grad, iw.normalized_weights(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("magnitude", [0.0, 1e-9, 1e7, -1e30])
+def test_the_mean_and_the_weights_together_are_those_of_each_alone(dtype, magnitude):
+    """Also of dead rows, dead weights and infinite ones. float32 is reduced in float64: within one rounding."""
+    x = (magnitude + torch.randn(6, 5, dtype=torch.float64)).to(dtype)
+    x[:, 1], x[2, 2], x[3, 3], x[0, 4] = -INF, -INF, INF, NAN
+    before = x.clone()
+    value, weights = log_mean_exp_with_weights(x)
+    assert value.dtype == weights.dtype == (torch.float32 if dtype == torch.bfloat16 else dtype)
+    close = {"rtol": 4 * torch.finfo(value.dtype).eps, "atol": 1e-7 if value.dtype == torch.float32 else 1e-15}
+    torch.testing.assert_close(value, iw.log_mean_exp(x), equal_nan=True, **close)
+    torch.testing.assert_close(weights, iw.normalized_weights(x), equal_nan=True, **close)
+    assert value[1] == -INF
+    assert (weights[:, 1] == 0).all()
+    torch.testing.assert_close(x, before, rtol=0, atol=0, equal_nan=True)
 
 
 def test_dead_row_gives_minus_infinity_and_no_gradient_and_leaves_its_neighbours_alone():

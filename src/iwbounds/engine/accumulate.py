@@ -75,7 +75,6 @@ def accumulate(model: Model, x: Any, max_live_samples: int | None = None, **opti
         drawn = None if samples is None else map_latents(lambda z, part=part: z[:, part], samples)
         inputs = map_latents(lambda leaf, part=part: leaf[part], x)
         found = _run_part(*model(inputs), options | {"samples": drawn}, partial(_share, size, batch_size(inputs)))
-        _check_batch(found.value, batch_size(inputs))
         whole = whole or _room_for(found, size)
         whole.value[part], whole.log_weights[:, part] = found.value, found.log_weights
     assert whole is not None, "there is at least one part, be it empty"
@@ -90,23 +89,20 @@ def _run_part(
         chosen = {key: value for key, value in options.items() if key not in ("chunk_size", "backward_samples")}
         return run_in_two_passes(prepare(log_joint, proposal, **chosen), options["chunk_size"], share)
     part = estimate(log_joint, proposal, **options)
+    upstream = torch.full_like(part.value, share(part.value))
     if part.value.requires_grad:
-        part.value.backward(torch.full_like(part.value, share(part.value)))  # type: ignore[no-untyped-call]
+        part.value.backward(upstream)  # type: ignore[no-untyped-call]
     return Estimate(part.value.detach(), part.log_weights, part.direction)
 
 
 def _share(size: int, part_size: int, value: Tensor) -> float:
-    """What −mean(value) over a batch of this size weighs one datum by; ``value`` is of a part, and checked."""
-    _check_batch(value, part_size)
-    return -1 / max(1, size * value[:1].numel())
-
-
-def _check_batch(value: Tensor, size: int) -> None:
-    if value.shape[:1] != (size,):
+    """What −mean(value) over a batch of this size weighs one datum by; ``value`` is that of a part of the batch."""
+    if value.shape[:1] != (part_size,):
         raise ValueError(
-            f"expected model to return a proposal whose batch shape starts with the {size} data it was given; got "
+            f"expected model to return a proposal whose batch shape starts with the {part_size} data it was given; got "
             f"{tuple(value.shape)}. Expand its parameters over the data."
         )
+    return -1 / max(1, size * value[:1].numel())
 
 
 def batch_size(x: Any) -> int:

@@ -25,7 +25,7 @@ from iwbounds.latents import Latents
 __all__ = ["Share", "run_in_two_passes"]
 
 Share: TypeAlias = Callable[[Tensor], float]
-"""From the values of some data to the factor of each in the loss."""
+"""From the values of some data to the factor of each in the loss; raises where they are not of those data."""
 
 
 def run_in_two_passes(prepared: Prepared, size: int, share: Share) -> Estimate:
@@ -35,8 +35,8 @@ def run_in_two_passes(prepared: Prepared, size: int, share: Share) -> Estimate:
     with torch.no_grad():
         log_w, sizes, states = _first_pass(prepared, size)
         value, coefficients = prepared.rule.evaluate(log_w, differentiate)
+    upstream = torch.full_like(value, share(value))
     if coefficients is not None:
-        upstream = torch.full_like(value, share(value))
         _run(coefficients.extra, upstream)
         _second_pass(prepared, size, coefficients.split(sizes), states, upstream)
     return Estimate(value, log_w, prepared.rule.bound.direction)
@@ -55,7 +55,8 @@ def _first_pass(prepared: Prepared, size: int) -> tuple[Tensor, list[int], list[
         states.append(_or_equal(random_states(), states[-1:]))
         part = route(prepared.log_joint, prepared.proposal, chunk.latents).log_w
         log_w = part.new_empty((draws.count, *part.shape[1:])) if log_w is None else log_w
-        log_w[sum(sizes) : sum(sizes) + len(part)] = part
+        start = sum(sizes)
+        log_w[start : start + len(part)] = part
         sizes.append(len(part))
     assert log_w is not None, "there is at least one chunk"
     return log_w, sizes, states

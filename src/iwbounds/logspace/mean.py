@@ -93,7 +93,7 @@ def log_mean_exp_with_weights(x: Tensor, dim: int = 0) -> tuple[Tensor, Tensor]:
 def _by_float64(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     """In place on a wider copy, which needs no correction: fewer operations and less memory than float32 takes."""
     exp = x.double()
-    maximum = exp.amax(dim, keepdim=True).nan_to_num_(nan=torch.nan, posinf=0.0, neginf=0.0)
+    maximum = finite_maximum(exp, dim)
     total = exp.sub_(maximum).exp_().sum(dim, keepdim=True)
     value = (total / x.shape[dim]).log_().add_(maximum)
     return value.squeeze(dim).to(x.dtype), exp.div_(total.clamp_min_(0.5)).to(x.dtype)

@@ -5,39 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor
-from torch.distributions import (
-    Beta,
-    Cauchy,
-    Chi2,
-    Dirichlet,
-    Distribution,
-    Exponential,
-    FisherSnedecor,
-    Gamma,
-    Independent,
-    Laplace,
-    LowRankMultivariateNormal,
-    MultivariateNormal,
-    Normal,
-    StudentT,
-)
+from torch import Tensor, distributions
+from torch.distributions import Distribution, Independent
 
 __all__ = ["fixed_log_prob", "with_fixed_parameters"]
 
 _MADE_OF_TENSORS = {
-    Beta,
-    Cauchy,
-    Chi2,
-    Dirichlet,
-    Exponential,
-    FisherSnedecor,
-    Gamma,
-    Laplace,
-    LowRankMultivariateNormal,
-    MultivariateNormal,
-    Normal,
-    StudentT,
+    distributions.Beta,
+    distributions.Cauchy,
+    distributions.Chi2,
+    distributions.Dirichlet,
+    distributions.Exponential,
+    distributions.FisherSnedecor,
+    distributions.Gamma,
+    distributions.Laplace,
+    distributions.LowRankMultivariateNormal,
+    distributions.MultivariateNormal,
+    distributions.Normal,
+    distributions.StudentT,
 }
 """Distributions whose attributes are tensors, numbers, and others of these."""
 
