@@ -178,9 +178,9 @@ def mixed(nodes: int, discrete_first: bool) -> Expectation:
     def log_q_discrete(d: Tensor, c: Tensor) -> Tensor:
         return logits(c).expand(*d.shape, 3).gather(-1, d.unsqueeze(-1)).squeeze(-1)
 
-    def log_q(z: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def log_q(z: dict[str, Tensor]) -> dict[str, Tensor]:
         gaussian = Normal(loc(z["d"]), log_scale.exp()).log_prob(z["c"])
-        return gaussian, log_q_discrete(z["d"], z["c"])
+        return {"d": log_q_discrete(z["d"], z["c"]), "c": gaussian}  # in another order: parts are matched by key
 
     def samples() -> dict[str, Tensor]:
         return {"c": loc(d) + log_scale.exp() * noise, "d": d}

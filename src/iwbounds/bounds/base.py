@@ -26,6 +26,7 @@ class Direction(enum.Enum):
     LOWER = "lower"
     UPPER = "upper"
     NONE = "none"
+    EXACT = "exact"
 
     def __neg__(self) -> Direction:
         flipped = {Direction.LOWER: Direction.UPPER, Direction.UPPER: Direction.LOWER}
@@ -124,6 +125,17 @@ class Bound(ABC):
     def evaluate_path(self, log_w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """L, c and c − h, detached. Override where the three share work."""
         return self(log_w.detach()), *self.path_weights(log_w)
+
+    bounded_ratio = property(
+        lambda self: (
+            type(self).__name__
+            in ("ELBO", "IWAE", "Renyi", "CUBO", "CIWAE", "MIWAE", "UStatistic", "IncompleteUStatistic")
+            and self.smooth
+        )
+    )
+
+    def differentiate(self, log_w, path=False):
+        return self.evaluate_path(log_w) if path else (*self.evaluate(log_w), None)
 
     def frozen(self, log_w: Tensor) -> Bound:  # noqa: ARG002
         """The bound to use for one estimate at log-weights of this shape; another only where the bound is random."""

@@ -73,6 +73,18 @@ class Gradient(ABC):
     """Whether path = model and score = −path: the total derivative of the bound, for which the engine differentiates
     the log-proposal as it stands and needs no linearisation."""
 
+    needs_fixed_support = True
+    needs_independence = True
+
+    def bounded_ratio(self, bound):
+        n = type(self).__name__
+        return n in ("STL", "Reparameterized") or (n == "DReG" and bound.bounded_ratio)
+
+    def update(self, value):
+        b = getattr(self, "baseline", None)
+        if hasattr(b, "update"):
+            b.update(value)
+
     follows_bound: bool = True
     """Whether the proposal follows the bound too. False for wake updates, which follow a divergence of their own."""
 

@@ -31,6 +31,7 @@ class Reparameterized(Gradient):
 
     pathwise = True
     total = True
+    needs_fixed_support = needs_independence = False
 
     def coefficients(self, bound: Bound, log_w: Tensor) -> Coefficients:
         return self.evaluate(bound, log_w)[1]

@@ -76,8 +76,6 @@ class ScoreFunction(Gradient):
         with torch.enable_grad():
             baseline = torch.as_tensor(self.baseline(), device=value.device).expand_as(value)
         advantage = value - baseline.detach().to(value.dtype)
-        if isinstance(self.baseline, RunningMean):
-            self.baseline.update(value)
         learned = ((baseline, finite_or_zero(advantage).unsqueeze(0)),)
         return Coefficients(model=c, score=finite_or_zero(advantage - c), extra=learned)
 

@@ -33,6 +33,7 @@ class Wake(Gradient):
     """
 
     follows_bound = False
+    needs_independence = False
 
     def coefficients(self, bound: Bound, log_w: Tensor) -> Coefficients:
         return Coefficients(model=bound.gradient(log_w), score=normalized_weights(log_w))

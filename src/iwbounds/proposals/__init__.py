@@ -3,7 +3,8 @@
 from typing import TYPE_CHECKING
 
 from iwbounds._lazy import lazy_attributes
-from iwbounds.proposals.base import LogJoint, LogProb, Proposal, as_proposal
+from iwbounds.proposals.base import ExtendedProposal, LogJoint, LogProb, Proposal
+from iwbounds.proposals.distributions import as_proposal
 
 if TYPE_CHECKING:
     from iwbounds.proposals.aggregated import AggregatedPosterior
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AggregatedPosterior",
     "DirectedLogDensity",
+    "ExtendedProposal",
     "HierarchicalProposal",
     "LogJoint",
     "LogProb",

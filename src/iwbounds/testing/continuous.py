@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from iwbounds.latents import Latents
+from iwbounds.checks import Latents
 from iwbounds.proposals import Proposal
 from iwbounds.testing.betting import guesses, stakes
 from iwbounds.testing.coordinates import Coordinates

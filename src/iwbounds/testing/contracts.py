@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from iwbounds.latents import Latents, latent_leaves, map_latents
+from iwbounds.checks import Latents, latent_leaves, map_latents
 from iwbounds.proposals import LogJoint, Proposal
 from iwbounds.testing.betting import check_alpha
 from iwbounds.testing.pathwise import pathwise_fault

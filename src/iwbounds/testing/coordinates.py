@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, biject_to
 
-from iwbounds.latents import Latents, latent_leaves, map_latents
+from iwbounds.checks import Latents, latent_leaves, map_latents
 from iwbounds.proposals import Proposal
 from iwbounds.testing.weights import log_proposal
 

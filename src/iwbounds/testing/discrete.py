@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 from torch.nn.functional import one_hot
 
-from iwbounds.latents import Latents
+from iwbounds.checks import Latents
 from iwbounds.proposals import Proposal
 from iwbounds.testing.continuous import DrawTest, pair_guesses, per_draw_stakes
 from iwbounds.testing.coordinates import flattened, unflattened

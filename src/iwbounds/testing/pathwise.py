@@ -20,7 +20,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from iwbounds.latents import Latents, latent_leaves, map_latents
+from iwbounds.checks import Latents, latent_leaves, map_latents
 from iwbounds.proposals import Proposal
 from iwbounds.testing.betting import EProcess, symmetric_bets
 from iwbounds.testing.coordinates import flattened

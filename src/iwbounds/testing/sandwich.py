@@ -29,8 +29,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
+from iwbounds.checks import Latents, map_latents
 from iwbounds.engine import Estimate
-from iwbounds.latents import Latents, map_latents
 from iwbounds.logspace import log_mean_exp
 from iwbounds.proposals import LogJoint, Proposal
 from iwbounds.testing.betting import EProcess, guesses, stakes

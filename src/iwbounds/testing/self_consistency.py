@@ -7,7 +7,7 @@ import math
 import torch
 from torch.distributions import Distribution
 
-from iwbounds.latents import latent_leaves
+from iwbounds.checks import latent_leaves
 from iwbounds.proposals import Proposal
 from iwbounds.testing.betting import EProcess
 from iwbounds.testing.continuous import DrawTest, continuous_tests

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from iwbounds.bounds import IWAE, Bound
+from iwbounds.checks import Latents
 from iwbounds.engine import Estimate, estimate
 from iwbounds.gradients import Gradient
-from iwbounds.latents import Latents
 from iwbounds.proposals import LogJoint
 from iwbounds.testing.betting import EProcess, symmetric_bets
 from iwbounds.testing.expectations import Expectation, enumerated, hermite

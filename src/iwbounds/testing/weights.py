@@ -5,8 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.distributions import Distribution
 
-from iwbounds.checks import check_latents, check_log_density, check_log_joint
-from iwbounds.latents import Latents
+from iwbounds.checks import Latents, check_latents, check_log_density, check_log_joint
 from iwbounds.proposals import LogJoint, Proposal, as_proposal
 
 __all__ = ["densities", "log_proposal", "with_density"]
