@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -177,10 +178,15 @@ def linearize(
     # An edge of the graph stands for the tensor: it keeps no values alive.
     edges = [GradientEdge(z.grad_fn, z.output_nr) if z.grad_fn is not None else z for z in at]
 
+    if not (edges and value.requires_grad):
+        return Linearized(value, lambda _multiplier, _keep: [], joined)
+    # Made now, beside the density: autograd walks the latest nodes first, so that chunk follows chunk in the backward.
+    taken = _Taken(value, edges)
+    through = _Path.apply(value.detach(), taken, *live)  # type: ignore[no-untyped-call]
+
     def path(multiplier: Tensor | None, keep_graph: bool) -> list[Channel]:
-        if not (edges and value.requires_grad and multiplier is not None):
-            return []
-        return [(_Path.apply(value.detach(), (value, edges, keep_graph), *live), multiplier)]  # type: ignore[no-untyped-call]
+        taken.keep_graph = keep_graph
+        return [(through, multiplier)]
 
     return Linearized(value, path, joined)
 
@@ -212,21 +218,33 @@ class _Cut(torch.autograd.Function):
         return None
 
 
+@dataclass
+class _Taken:
+    """What a slope is taken of, and where; in an object, so that autograd does not take the density for an input."""
+
+    density: Tensor
+    edges: list[Any]
+    keep_graph: bool = False
+    """Whether the density's parameters have a channel of their own, which walks the same graph."""
+
+
 class _Path(torch.autograd.Function):
     """A log-density in the graph of the latents alone. Its backward is taken when it is asked for, and not before, so
     that chunks which are evaluated anew in the backward hold no slopes in between."""
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, taken: tuple[Tensor, list[Any], bool], *_latents: Tensor) -> Tensor:
-        ctx.taken = taken  # in a tuple, so that autograd does not take the density for an input
+    def forward(ctx: Any, value: Tensor, taken: _Taken, *_latents: Tensor) -> Tensor:
+        ctx.taken = taken
         return value.view_as(value)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         # Sample k of datum i enters row (k, i) alone: one call gives every row.
-        density, edges, keep_graph = ctx.taken
-        slopes = torch.autograd.grad(density, edges, grad, retain_graph=keep_graph, allow_unused=True)
+        taken = ctx.taken
+        slopes = torch.autograd.grad(
+            taken.density, taken.edges, grad, retain_graph=taken.keep_graph, allow_unused=True
+        )
         return None, None, *slopes
 
 
