@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import iwbounds as iw
+from tests.oracles.autograd import by_autograd
 from tests.registry import BOUNDS
 
 INF = math.inf
@@ -27,7 +28,7 @@ WEIGHTS = {
 def brute_vimco(bound, log_w, geometric):
     """One evaluation of the bound for each sample left out, in float64."""
     log_w = log_w.double()
-    value, c = bound(log_w), iw.Bound.gradient(bound, log_w)
+    value, c = bound(log_w), by_autograd(bound, log_w).gradient
     scores = []
     for k in range(len(log_w)):
         others = torch.cat([log_w[:k], log_w[k + 1 :]])
@@ -105,10 +106,10 @@ def test_a_running_mean_uses_earlier_calls_only():
     gradient = iw.ScoreFunction(baseline=baseline)
     first, second = torch.full((2, 3), 4.0), torch.full((2, 3), 8.0)
     assert torch.equal(gradient.coefficients(iw.IWAE(), first).score, torch.full((2, 3), 4.0 - 0.5))
+    gradient.update(first[0])
     assert torch.equal(gradient.coefficients(iw.IWAE(), second).score, torch.full((2, 3), 8.0 - 4.0 - 0.5))
+    gradient.update(second[0])
     assert baseline().item() == pytest.approx(0.9 * 4 + 0.1 * 8)
-    gradient.coefficients(iw.IWAE(), torch.full((2, 3), -INF))
-    assert baseline().isfinite()
 
 
 def test_dreg_is_wrong_for_a_jump_by_the_amount_the_theory_says():
@@ -131,7 +132,7 @@ def test_a_users_own_gradient_needs_coefficients_only():
         pathwise = True
 
         def coefficients(self, bound, log_w):
-            return iw.Coefficients(model=None, path=0.5 * bound.gradient(log_w))
+            return iw.Coefficients(model=None, path=0.5 * bound.differentiate(log_w).gradient)
 
     loc, scale = torch.zeros(3, requires_grad=True), torch.ones((), requires_grad=True)
     q = torch.distributions.Normal(loc, 1.0)
