@@ -190,8 +190,8 @@ def _budget(max_live_samples: Any) -> int:
     if isinstance(max_live_samples, Bound | Gradient):
         kind = "bound" if isinstance(max_live_samples, Bound) else "gradient"
         raise TypeError(
-            f"expected max_live_samples, a whole number, as the third argument of accumulate; got {max_live_samples!r}. "
-            f"Pass it by name: {kind}={max_live_samples!r}."
+            f"expected max_live_samples, a whole number, as the third argument of accumulate; got "
+            f"{max_live_samples!r}. Pass it by name: {kind}={max_live_samples!r}."
         )
     return check_whole_number("max_live_samples", max_live_samples, 1)
 

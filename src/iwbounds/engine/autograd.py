@@ -103,6 +103,8 @@ def gate(latents: Latents, reparameterized: Any) -> tuple[Latents, list[Tensor]]
         companions.append(companion)
         return gated  # type: ignore[no-any-return]
 
+    if isinstance(latents, Tensor):
+        return through(latents, reparameterized), companions
     return map_latents(through, latents, reparameterized), companions
 
 

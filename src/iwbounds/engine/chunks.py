@@ -48,7 +48,7 @@ def _recomputed(request: Request, values: Callable[[], Latents]) -> Request:
 
 
 def _checkpointed(density: Callable[[Latents], Any], values: Callable[[], Latents]) -> Callable[[Latents], Any]:
-    """The density under a checkpoint, whose second evaluation gets its latents from ``values`` and keeps none itself."""
+    """The density under a checkpoint that keeps no latents: its second evaluation gets them from ``values``."""
 
     def checkpointed(latents: Latents) -> Any:
         given = [latents]

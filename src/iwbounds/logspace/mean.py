@@ -20,7 +20,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from iwbounds.checks import full_precision
 
 __all__ = [
     "finite_maximum",
@@ -62,7 +61,7 @@ def promoted(x: Tensor, dim: int = 0) -> Tensor:
         raise ValueError(f"expected a tensor with an axis {dim} to reduce; got shape {tuple(x.shape)}.")
     if x.shape[dim] == 0:
         raise ValueError(f"expected at least one sample along axis {dim}; got shape {tuple(x.shape)}.")
-    return x.to(full_precision(x.dtype))
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def finite_or_zero(x: Tensor) -> Tensor:
