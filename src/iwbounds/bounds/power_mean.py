@@ -90,7 +90,7 @@ class PowerMean(Bound):
         if not self.smooth:
             value, c, _ = super().differentiate(log_w)
             return Derivatives(value, c, c if path else None)  # between the jumps h is 0
-        if log_w.is_cuda and abs(self.power) <= _LARGEST_KERNEL_POWER and served_by_kernel(log_w):
+        if abs(self.power) <= _LARGEST_KERNEL_POWER and served_by_kernel(log_w):
             return self._by_kernel(log_w, path)
         value, v = self._value_and_weights(log_w)
         part_of_path = self._path_part(v) if path else None

@@ -9,7 +9,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
@@ -20,7 +21,16 @@ from torch.autograd.graph import GradientEdge
 
 from iwbounds.checks import Latents, latent_leaves, map_latents
 
-__all__ = ["Channel", "attach", "compiling", "gate", "linearize", "with_ratio"]
+__all__ = [
+    "Channel",
+    "attach",
+    "compiling",
+    "first_pass",
+    "gate",
+    "linearize",
+    "refuse_transforms",
+    "with_ratio",
+]
 
 Channel: TypeAlias = tuple[Tensor | None, Tensor | None]
 """A tensor in the graph, and the multiplier that its gradient gets."""
@@ -29,6 +39,33 @@ Channel: TypeAlias = tuple[Tensor | None, Tensor | None]
 def compiling() -> bool:
     """Whether ``torch.compile`` is tracing: it follows no hooks, and no autograd.grad inside a backward."""
     return torch.compiler.is_compiling()
+
+
+def refuse_transforms() -> None:
+    """Raise where a ``torch.func`` transform (grad, vmap, jacrev, …) is tracing."""
+    if not compiling() and torch._C._functorch.peek_interpreter_stack() is not None:  # no public name asks this
+        raise RuntimeError(
+            "iwbounds.estimate cannot be differentiated by torch.func transforms: its backward is an estimator with "
+            "constant coefficients, which they would differentiate further. Use value.backward() or "
+            "torch.autograd.grad, or transform the bound itself: torch.func.grad of bound(log_weights)."
+        )
+
+
+@contextmanager
+def first_pass(option: str) -> Iterator[None]:
+    """``torch.no_grad()`` for the pass that takes log-weights alone; says what to do where a log-joint differentiates
+    inside."""
+    try:
+        with torch.no_grad():
+            yield
+    except RuntimeError as error:
+        if "does not require grad" not in str(error):
+            raise
+        raise RuntimeError(
+            f"{option} first evaluates log_joint and log_prob under torch.no_grad(), where a derivative inside them "
+            "cannot be taken. Take it under torch.enable_grad(), of z.detach().requires_grad_() where z does not "
+            f"require grad; or drop {option}."
+        ) from error
 
 
 # Attach.
@@ -244,9 +281,7 @@ class _Path(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         # Sample k of datum i enters row (k, i) alone: one call gives every row.
         taken = ctx.taken
-        slopes = torch.autograd.grad(
-            taken.density, taken.edges, grad, retain_graph=taken.keep_graph, allow_unused=True
-        )
+        slopes = torch.autograd.grad(taken.density, taken.edges, grad, retain_graph=taken.keep_graph, allow_unused=True)
         return None, None, *slopes
 
 

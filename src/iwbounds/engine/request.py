@@ -11,6 +11,7 @@ from torch.distributions import Distribution
 
 from iwbounds.bounds import ELBO, IWAE, Bound, Direction
 from iwbounds.checks import Latents, check_latents, check_structure, check_whole_number, latent_leaves, map_latents
+from iwbounds.engine.autograd import refuse_transforms
 from iwbounds.gradients import VIMCO, Coefficients, DReG, Gradient, Reparameterized, ScoreFunction
 from iwbounds.proposals import ExtendedProposal, LogJoint, Proposal, as_proposal
 
@@ -126,6 +127,8 @@ def complete(
     if chosen.pathwise and not _has_path(given) and (samples is None or given.mixed):
         raise ValueError(_no_path_message(given, chosen, bound, count))
     differentiate = torch.is_grad_enabled()
+    if differentiate:
+        refuse_transforms()
     return Request(
         log_joint,
         given,
