@@ -281,7 +281,17 @@ class _Path(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         # Sample k of datum i enters row (k, i) alone: one call gives every row.
         taken = ctx.taken
-        slopes = torch.autograd.grad(taken.density, taken.edges, grad, retain_graph=taken.keep_graph, allow_unused=True)
+        try:
+            slopes = torch.autograd.grad(
+                taken.density, taken.edges, grad, retain_graph=taken.keep_graph, allow_unused=True
+            )
+        except RuntimeError as error:
+            if "second time" not in str(error):
+                raise
+            raise RuntimeError(
+                "the value of iwbounds.estimate supports one backward, retain_graph or not: the graph of log q is freed "
+                "once its slope is taken. Call backward once, on a sum of the values; or use Reparameterized()."
+            ) from error
         return None, None, *slopes
 
 
