@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from numbers import Integral
 from typing import Literal, final
 
 import torch
@@ -112,7 +111,9 @@ class TVO(Tempered):
     def __post_init__(self) -> None:
         if self.side not in ("left", "right", "trapezoid"):
             raise ValueError(f"expected side to be 'left', 'right' or 'trapezoid'; got {self.side!r}.")
-        if isinstance(self.betas, Integral | float | str):  # a number is a number of intervals, and has to be whole
+        if not isinstance(self.betas, Iterable) or isinstance(
+            self.betas, str
+        ):  # a number is a number of intervals, and has to be whole
             hint = "1 on the left is the ELBO. Or give the partition itself, such as (0.0, 0.1, 1.0)."
             object.__setattr__(self, "betas", check_whole_number("betas", self.betas, 1, hint))
             return
