@@ -114,6 +114,7 @@ def weights_and_rest(log_w: Tensor) -> Complements:
     top = parts.shifted.argmax(0, keepdim=True)
     log_others = parts.shifted.scatter(0, top, -torch.inf).logsumexp(0, keepdim=True)
     log_rest = weights.neg().log1p_()
-    log_rest = torch.where(weights > 0.5, log_others - parts.total.log(), log_rest)
+    of_top = torch.where(weights.gather(0, top) > 0.5, log_others - parts.total.log(), log_rest.gather(0, top))
+    log_rest.scatter_(0, top, of_top)
     log_rest += parts.total - parts.total  # 0, and NaN where a weight is +inf: nothing can be said of what it leaves
     return Complements(weights, log_rest, parts.maximum.isneginf())
