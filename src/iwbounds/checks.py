@@ -75,10 +75,8 @@ def check_whole_number(name: str, value: Any, least: int, hint: str = "") -> int
     >>> check_whole_number("order", np.int64(2), 0)
     2
     """
-    if not isinstance(value, Integral) or isinstance(value, bool):
+    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
         raise ValueError(f"expected {name} to be a whole number, {least} or more; got {value!r}. {hint}".rstrip())
-    if int(value) < least:
-        raise ValueError(f"expected {name} of at least {least}; got {value}. {hint}".rstrip())
     return int(value)
 
 

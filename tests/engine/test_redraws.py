@@ -154,7 +154,7 @@ def test_randomness_from_elsewhere_is_noticed(gradient):
 def test_samples_per_call_must_be_positive():
     q = Normal(torch.zeros(B), 1.0)
     proposal = iw.Proposal(q.sample, q.log_prob, reparameterized=False, samples_per_call=0)
-    with pytest.raises(ValueError, match="samples_per_call of at least 1; got 0"):
+    with pytest.raises(ValueError, match="samples_per_call to be a whole number, 1 or more; got 0"):
         iw.estimate(lambda z: -z.square(), proposal, num_samples=K, chunk_size=5)
 
 

@@ -3,39 +3,23 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from iwbounds.bounds.base import Bound, Derivatives
 from iwbounds.logspace import finite_maximum
+from iwbounds.logspace.log_sums import LogSums
 
-__all__ = ["ClosedForm", "Combination"]
-
-
-class Combination(Protocol):
-    r"""A combination of logs of sums of weights, with coefficients that add up to one, at given log-weights.
-
-    Each :math:`\log S` has the gradient :math:`w_k/S` and the curvature :math:`w_k/S-(w_k/S)^2`, so that c − h
-    combines squares of the ratios and needs no subtraction. What the three methods share, the constructor computes.
-    """
-
-    def value(self) -> Tensor:
-        """``(batch)``: the bound; need not be differentiable."""
-
-    def gradient(self) -> Tensor:
-        """c, ``(K, batch)``, by differentiable operations."""
-
-    def path(self) -> Tensor:
-        """c − h, ``(K, batch)``."""
+__all__ = ["ClosedForm"]
 
 
 class ClosedForm(Bound):
-    """A bound that is a :class:`Combination`. Subclasses say which data are dead, and combine the others."""
+    """A bound that is a combination of logs of sums of weights, in which dead data are found by subclasses."""
 
     @abstractmethod
-    def combination(self, x: Tensor) -> Combination:
+    def combination(self, x: Tensor) -> LogSums:
         """The shared computation at ``(K, batch)`` float64 log-weights of living data, the largest 0."""
 
     @abstractmethod
@@ -62,7 +46,7 @@ class ClosedForm(Bound):
 class _Shaped(NamedTuple):
     """A combination in the shape and dtype of the log-weights it came from."""
 
-    combination: Combination
+    combination: LogSums
     shift: Tensor
     dead: Tensor
     like: Tensor

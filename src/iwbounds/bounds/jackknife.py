@@ -9,9 +9,10 @@ from typing import final
 from torch import Tensor
 
 from iwbounds.bounds.base import Direction
-from iwbounds.bounds.closed_form import ClosedForm, Combination
+from iwbounds.bounds.closed_form import ClosedForm
 from iwbounds.checks import check_whole_number
 from iwbounds.logspace.leave_out import LeaveOneOut, LeaveOut
+from iwbounds.logspace.log_sums import LogSums
 
 __all__ = ["Jackknife"]
 
@@ -78,7 +79,7 @@ class Jackknife(ClosedForm):
     def dead(self, x: Tensor) -> Tensor:
         return x.isneginf().sum(0) >= len(x) - self.order
 
-    def combination(self, x: Tensor) -> Combination:
+    def combination(self, x: Tensor) -> LogSums:
         count = len(x)
         # Each set without j samples has an equal part of the coefficient c_j.
         per_set = [c / math.comb(count, j) for j, c in enumerate(_coefficients(count, self.order))]

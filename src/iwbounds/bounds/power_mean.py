@@ -22,6 +22,7 @@ from iwbounds.logspace import (
     sample_mean,
     served_by_kernel,
 )
+from iwbounds.logspace.power import power_path_weights
 
 __all__ = ["PowerMean"]
 
@@ -93,7 +94,7 @@ class PowerMean(Bound):
         if abs(self.power) <= _LARGEST_KERNEL_POWER and served_by_kernel(log_w):
             return self._by_kernel(log_w, path)
         value, v = self._value_and_weights(log_w)
-        part_of_path = self._path_part(v) if path else None
+        part_of_path = power_path_weights(v, self.power) if path else None
         if self.elbo_part:
             return self._mixed(log_w, v, part_of_path)
         return Derivatives(value, v, part_of_path)
@@ -108,12 +109,6 @@ class PowerMean(Bound):
         if self._is_iwae or self.elbo_part:
             return log_mean_exp_with_weights(log_w)
         return log_power_mean(log_w, self.power), power_weights(log_w, self.power)
-
-    def _path_part(self, v: Tensor) -> Tensor:
-        """v (1 − p (1 − v)), which is 1 at v = 1 and v² at p = 1 to the last digit in this form."""
-        if self.power == 0:
-            return v
-        return v * v if self.power == 1 else v * (v + (1 - self.power) * (1 - v))
 
     def _mixed(self, log_w: Tensor, v: Tensor, part_of_path: Tensor | None) -> Derivatives:
         """With the ELBO's part added, and 0 where it needs a weight that is dead."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from iwbounds.bounds.base import Bound, Derivatives, Direction
 from iwbounds.bounds.closed_form import ClosedForm
 from iwbounds.checks import check_whole_number
+from iwbounds.logspace.log_sums import LogSums
 
 __all__ = ["SUMO", "StoppedSUMO"]
 
@@ -86,9 +87,6 @@ class SUMO(Bound):
     def replace_each(self, log_w: Tensor, fill: Tensor) -> Tensor:
         return self.frozen(log_w).replace_each(log_w, fill)
 
-    def leave_one_out(self, log_w: Tensor, geometric: bool = False) -> Tensor:
-        return self.frozen(log_w).leave_one_out(log_w, geometric)
-
     def frozen(self, log_w: Tensor) -> StoppedSUMO:
         """A deterministic bound: T drawn for every datum of ``log_w`` ``(K, *batch)``, whose values it ignores."""
         return StoppedSUMO(self, self.draw_stops(log_w.shape[1:], device=log_w.device), Direction.LOWER)
@@ -146,7 +144,7 @@ class StoppedSUMO(ClosedForm):
         used = self._coefficients(len(x)) != 0
         return (x.isneginf().cumprod(0).bool() & used).any(0)
 
-    def combination(self, x: Tensor) -> _PrefixSums:
+    def combination(self, x: Tensor) -> LogSums:
         return _PrefixSums(x, self._coefficients(len(x)))
 
     def _coefficients(self, count: int) -> Tensor:
@@ -161,7 +159,7 @@ class StoppedSUMO(ClosedForm):
         return (k == self.sumo.start).double() + before - factors
 
 
-class _PrefixSums:
+class _PrefixSums(LogSums):
     """Sums over the first k samples, combined with coefficients a_k that add up to one."""
 
     def __init__(self, x: Tensor, coefficients: Tensor) -> None:
@@ -174,11 +172,8 @@ class _PrefixSums:
         steps = torch.arange(1, len(self._x) + 1, dtype=self._x.dtype, device=self._x.device)
         return (self._coefficients * (self._log_sums - steps.log().unsqueeze(1))).sum(0)
 
-    def gradient(self) -> Tensor:
-        return self._signed(1, 1.0) - self._signed(1, -1.0)
-
-    def path(self) -> Tensor:
-        return self._signed(2, 1.0) - self._signed(2, -1.0)
+    def combined_ratios(self, exponent: int) -> Tensor:
+        return self._signed(exponent, 1.0) - self._signed(exponent, -1.0)
 
     def _signed(self, exponent: int, sign: float) -> Tensor:
         """Σ_{k≥j} a_k (w_j / S_k)^exponent over the coefficients of one sign, summed from the back in log-space."""

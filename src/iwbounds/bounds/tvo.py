@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from numbers import Integral
 from typing import Literal, final
 
 import torch
@@ -112,11 +111,12 @@ class TVO(Tempered):
     def __post_init__(self) -> None:
         if self.side not in ("left", "right", "trapezoid"):
             raise ValueError(f"expected side to be 'left', 'right' or 'trapezoid'; got {self.side!r}.")
-        if isinstance(self.betas, Integral | float | str):  # a number is a number of intervals, and has to be whole
+        given: object = self.betas
+        if not isinstance(given, Iterable) or isinstance(given, str):  # a number of intervals, which has to be whole
             hint = "1 on the left is the ELBO. Or give the partition itself, such as (0.0, 0.1, 1.0)."
-            object.__setattr__(self, "betas", check_whole_number("betas", self.betas, 1, hint))
+            object.__setattr__(self, "betas", check_whole_number("betas", given, 1, hint))
             return
-        object.__setattr__(self, "betas", tuple(float(beta) for beta in self.betas))
+        object.__setattr__(self, "betas", tuple(float(beta) for beta in given))
         if len(self.partition) < 2 or self.partition[0] != 0 or self.partition[-1] != 1:
             raise ValueError(f"expected a partition that starts at 0 and ends at 1; got {self.partition}.")
         if not all(low < high for low, high in pairwise(self.partition)):

@@ -115,7 +115,7 @@ def complete(
     if isinstance(given, ExtendedProposal):
         log_joint, given = given.extend(log_joint)
     if num_samples is not None:
-        num_samples = check_whole_number("num_samples", num_samples, 1)
+        num_samples = check_whole_number("num_samples", num_samples, 1, "Draw at least 1.")
     count = check_latents(samples, num_samples) if samples is not None else num_samples or DEFAULT_NUM_SAMPLES
     chunk_size = _part_of(count, "chunk_size", chunk_size)
     backward_samples = _part_of(count, "backward_samples", backward_samples)
@@ -152,7 +152,7 @@ def _part_of(count: int, name: str, value: int | None) -> int | None:
     """An option that asks for some of the samples; None where it asks for all of them."""
     if value is None:
         return None
-    size = check_whole_number(name, value, 1, "None takes all samples.")
+    size = check_whole_number(name, value, 1, "Take at least 1; None takes all.")
     return size if size < count else None
 
 

@@ -106,12 +106,15 @@ class Complements(NamedTuple):
 def weights_and_rest(log_w: Tensor) -> Complements:
     """Normalised weights along axis 0 and the logs of their complements, in O(K).
 
-    Only the largest weight can exceed 1/2, so for all others log1p(−w̃) is well conditioned.
+    log1p(−w̃) is well conditioned but for a weight above 1/2, which only the largest can be: what that one leaves is
+    summed on its own.
     """
     parts = shifted_exp(promoted(log_w).detach(), 0)
     weights = parts.exp / parts.total
     top = parts.shifted.argmax(0, keepdim=True)
     log_others = parts.shifted.scatter(0, top, -torch.inf).logsumexp(0, keepdim=True)
-    log_rest = weights.neg().log1p_().scatter_(0, top, log_others - parts.total.log())
+    log_rest = weights.neg().log1p_()
+    of_top = torch.where(weights.gather(0, top) > 0.5, log_others - parts.total.log(), log_rest.gather(0, top))
+    log_rest.scatter_(0, top, of_top)
     log_rest += parts.total - parts.total  # 0, and NaN where a weight is +inf: nothing can be said of what it leaves
     return Complements(weights, log_rest, parts.maximum.isneginf())

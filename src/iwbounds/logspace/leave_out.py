@@ -29,6 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from iwbounds.logspace.log_sums import LogSums
 from iwbounds.logspace.mean import finite_or_zero, log_mean_exp
 
 __all__ = ["LeaveOneOut", "LeaveOut"]
@@ -37,7 +38,7 @@ _FAR = 300.0
 """Nats; exp(−300) squared is still above the smallest float64, so that squared ratios do not vanish."""
 
 
-class LeaveOneOut:
+class LeaveOneOut(LogSums):
     r"""``coefficients[0]`` log S + ``coefficients[1]`` Σ_i log S_-i, plus a constant: its value, c and c − h.
 
     The value is log(S / K) plus ``coefficients[1]`` times the sum over i of log(S_-i / S) − log(1 − 1/K), in which
@@ -71,15 +72,7 @@ class LeaveOneOut:
         value: Tensor = log_mean + self._coefficients[1] * correction
         return value
 
-    def gradient(self) -> Tensor:
-        """c, ``(K, batch)``, by differentiable operations."""
-        return self._sums_of_ratios(1)
-
-    def path(self) -> Tensor:
-        """c − h, ``(K, batch)``."""
-        return self._sums_of_ratios(2)
-
-    def _sums_of_ratios(self, exponent: int) -> Tensor:
+    def combined_ratios(self, exponent: int) -> Tensor:
         """For each k, the weighted sum of (w_k / S_-i)^exponent over no i and each i ≠ k."""
         full, single = self._coefficients
         inverse = (1.0 / (1.0 - self._weights)) ** exponent
@@ -117,7 +110,7 @@ def _plan(count: int, order: int) -> _Plan:
     return _Plan(head, [len(t) for t in subsets], up_to, first, kept.reshape(len(subsets), -1))
 
 
-class LeaveOut:
+class LeaveOut(LogSums):
     """The weighted sum of log S_-R over the sets R of at most m samples, plus a constant: its value, c and c − h.
 
     The value is log(S / K) plus the weighted sum of log(S_-R / S) − log(1 − |R|/K), in which every term is as small as
@@ -187,15 +180,7 @@ class LeaveOut:
             total = total + (self._counts(drawn) * (each - series)).sum(0)
         return total
 
-    def gradient(self) -> Tensor:
-        """c, ``(K, batch)``, by differentiable operations."""
-        return self._sums_of_ratios(1)
-
-    def path(self) -> Tensor:
-        """c − h, ``(K, batch)``."""
-        return self._sums_of_ratios(2)
-
-    def _sums_of_ratios(self, exponent: int) -> Tensor:
+    def combined_ratios(self, exponent: int) -> Tensor:
         """For each k the weighted sum of (w_k / S_-R)^exponent over the sets R without k."""
         of_head = self._counts(0).expand_as(self._beta)
         of_tail = (self._counts(0) * self._beta**exponent).sum(0, keepdim=True)

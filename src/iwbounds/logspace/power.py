@@ -33,6 +33,7 @@ __all__ = [
     "log_power_mean",
     "mean_replacing_each",
     "power_mean_replacing_each",
+    "power_path_weights",
     "power_weights",
     "sample_mean",
     "tempered_derivatives",
@@ -110,34 +111,42 @@ def _scaled(x: Tensor, power: float, dim: int) -> tuple[Tensor, Tensor, float, T
 
 def _representable(power: float, dtype: torch.dtype) -> float:
     """``power`` within the range of ``dtype``: beyond it the power mean is the extreme, and p · 0 would be NaN."""
-    largest = torch.finfo(dtype).max
+    largest = torch.finfo(dtype).max / 16  # its inverse, a factor of the derivative, must not be subnormal
     return max(-largest, min(power, largest))
+
+
+def power_path_weights(v: Tensor, power: float) -> Tensor:
+    """:func:`power_weights` less the curvature, v (1 − p (1 − v)): what DReG puts on the path.
+
+    In the form below it is 1 at v = 1 and v² at p = 1 to the last digit.
+    """
+    if power == 0:
+        return v
+    return v * v if power == 1 else v * (v + (1 - _representable(power, v.dtype)) * (1 - v))
 
 
 def power_mean_replacing_each(x: Tensor, fill: Tensor, power: float) -> Tensor:
     r"""Log power mean along axis 0 with x_k replaced by ``fill[k]``, for every k in O(K); finite power, K ≥ 2.
 
-    With L the log power mean itself, a replacement that changes the sum of powers little changes L by
+    With m the extreme of the x, and :math:`e_j=\operatorname{expm1}(p(x_j-m))`, it is
 
-    .. math:: \frac1p\operatorname{log1p}\frac{\operatorname{expm1}(p(f_k-L))-\operatorname{expm1}(p(x_k-L))}{K},
+    .. math:: m+\frac1p\operatorname{log1p}\frac{\sum_j e_j-e_k+\operatorname{expm1}(p(f_k-m))}{K},
 
-    which keeps its digits for p near 0, where the logarithm of the new sum, divided by p, would lose them all. Where
-    the sum changes by more than half of itself, that logarithm is safe.
+    which keeps its digits for p near 0, where the logarithm of a sum, divided by p, would lose them all. Where that
+    mean is far from 0, or a weight is dead, the logarithm of the sum is far from 0 too, and safe.
     """
     if power == 0:
         return mean_replacing_each(x, fill)
     x, count = promoted(x), x.shape[0]
-    power = _representable(power, x.dtype)
-    alive = x if power > 0 else x.masked_fill(x.isneginf(), torch.inf)
-    shift = finite_or_zero(alive.amax(0) if power > 0 else alive.amin(0))
-    x, fill = x - shift, fill - shift
-    value = log_power_mean(x, power)
-    change = (torch.expm1(power * (fill - value)) - torch.expm1(power * (x - value))) / count
-    others = plain_leave_one_out(power * x) + math.log(count - 1)
-    anew = (torch.logaddexp(others, power * fill) - math.log(count)) / power
-    # A dead row's L is −inf, about which nothing can be expanded; the sum taken anew knows whether it comes alive.
-    small = (change.abs() <= 0.5) & ~value.isneginf()
-    return shift + torch.where(small, value + torch.log1p(change) / power, anew)
+    power, dead, dead_fill = _representable(power, x.dtype), x.isneginf(), fill.isneginf()
+    shift = finite_or_zero(x.amax(0) if power > 0 else x.masked_fill(dead, torch.inf).amin(0))
+    x, fill = power * (x - shift), power * (fill - shift)
+    changes = torch.expm1(x).masked_fill(dead, 0.0)
+    mean_change = (changes.sum(0) - changes + torch.expm1(fill)) / count
+    others = plain_leave_one_out(x) + math.log(count - 1)
+    log_mean = torch.logaddexp(others, fill) - math.log(count)
+    all_alive = (dead.sum(0) - dead.to(torch.int64) == 0) & ~dead_fill
+    return shift + torch.where(all_alive & (mean_change.abs() <= 0.5), mean_change.log1p(), log_mean) / power
 
 
 def _tempered(x: Tensor, beta: float) -> tuple[Tensor, Tensor, Tensor]:

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from iwbounds.logspace.log_sums import LogSums
 from iwbounds.logspace.mean import plain_log_mean_exp
 
 __all__ = ["SubsetAverages"]
@@ -37,7 +38,7 @@ _NODES_AT_ONCE = 1 << 18
 """Elements of one step of the recursion that are worked on together: what a processor's cache holds."""
 
 
-class SubsetAverages:
+class SubsetAverages(LogSums):
     """The average of log(S_A / n) over all sets A of n samples: its value, c and c − h.
 
     Reads the range of the weights to place its nodes, so it waits for a GPU.
@@ -94,25 +95,17 @@ class SubsetAverages:
             row = self._advance(row, k, (-exponent[k - 1]).exp(), y)
         return row[0]
 
-    def gradient(self) -> Tensor:
-        """c, ``(K, batch)``, by differentiable operations."""
-        return self._averages_of_ratios(1)
-
-    def path(self) -> Tensor:
-        """c − h, ``(K, batch)``."""
-        return self._averages_of_ratios(2)
-
-    def _averages_of_ratios(self, power: int) -> Tensor:
-        """For each k, the average over the sets of (w_k / S_A)^power, 0 where k is not in A.
+    def combined_ratios(self, exponent: int) -> Tensor:
+        """For each k, the average over the sets of (w_k / S_A)^exponent, 0 where k is not in A.
 
         As :math:`s^{-p}=\\int t^p e^{-ts}\\,dt/t` for p = 1, 2, it needs the sets' average without each k: a row of the
         recursion from the front times one from the back, all terms positive.
         """
         parts = []
-        for log_t, weights in self._chunks(power, self._count):
+        for log_t, weights in self._chunks(exponent, self._count):
             scaled = self._scaled(self._x, log_t)
             x = (-scaled).exp()
-            parts.append((weights * scaled**power * x * self._derivatives_of_product(x)).sum(1))
+            parts.append((weights * scaled**exponent * x * self._derivatives_of_product(x)).sum(1))
         return torch.stack(parts).sum(0)
 
     def _derivatives_of_product(self, x: Tensor) -> Tensor:
