@@ -1,4 +1,4 @@
-"""Seeds: the same one gives the same verdict, and the caller's random state is left as it was."""
+"""Seeds: the same one gives the same numbers, and the caller's random state is left as it was."""
 
 from __future__ import annotations
 
