@@ -156,7 +156,7 @@ class BettingCertificate:
         for _ in range(_MAX_STEPS):
             excess, slope = self._log_wealth(u)
             step = torch.where(alive, (excess - goal) / slope, 0.0)
-            if bool((step.abs() <= 1e-9 * (1 + u.abs())).all()):
+            if bool((step.abs() <= 1e-9 + 1e-14 * u.abs()).all()):  # the second part is what float64 resolves
                 break
             u = u - step
         certified = alive & (self._log_wealth(u)[0] >= goal - _MARGIN)

@@ -175,7 +175,7 @@ class EvidenceReport:
         above = f"{self.num_untrusted} above {self.pareto_k_threshold:.2f}"
         side = {Direction.LOWER: "estimate never below it on average", Direction.UPPER: "estimate never above it"}
         return [
-            ("NLL", f"{self.nll:.4f} ± {self.standard_error:.4f} nats per datum (over data), "),
+            ("NLL", f"{self.nll:.4f} ± {self.standard_error:.4f} nats per datum (over data)"),
             ("", f"± {self.sampling_error:.4f} from sampling; {side.get(self.direction, 'not a bound')}"),
             ("certified", self._certified_line()),
             ("ESS", f"{_quantiles(self.ess, '.1f')} of {self.num_samples} (5, 50, 95 % of the data)"),

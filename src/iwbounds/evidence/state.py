@@ -106,14 +106,15 @@ class State:
                 "file, or name another."
             )
         self.plan.seed = state["of"]["seed"]
-        self.partial = state["partial"]
         if state["report"] is not None:
             self.add(EvidenceReport.from_state_dict(state["report"]))
+        self.partial = state["partial"]
 
     def holds(self, batch: Batch) -> bool:
         """Whether the batch is done, by its index; the values under that index must be the same."""
-        known = self._digests.get(batch.start)
-        if known not in (None, (batch.stop, batch.digest)):
+        known, partial = self._digests.get(batch.start), self.partial
+        begun = partial is not None and partial["start"] == batch.start and partial["digest"] != batch.digest
+        if begun or known not in (None, (batch.stop, batch.digest)):
             raise ValueError(
                 f"expected the data from index {batch.start} on to be those of {self.path}; their values or batches "
                 "differ. Give the same data in the same order and batches (no shuffling)."
@@ -123,7 +124,7 @@ class State:
     def resumed(self, batch: Batch) -> Sums:
         """What is known of a batch that is not done."""
         sums, partial = Sums.empty(batch, self.plan), self.partial
-        if partial is None or (partial["start"], partial["digest"]) != (batch.start, batch.digest):
+        if partial is None or partial["start"] != batch.start:
             return sums
         sums.weights = StreamingWeights.from_state_dict(partial["weights"])
         sums.dead, sums.bad, sums.next = partial["dead"], partial["bad"], partial["next"]
