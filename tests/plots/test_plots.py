@@ -27,8 +27,8 @@ def model(x):
     return lambda z: Normal(0.0, 1.0).log_prob(z) + Normal(z, 1.0).log_prob(x), Normal(x / 2, 0.6)
 
 
-def report(x=torch.linspace(-3, 3, 60), **options):
-    return iw.evaluate(model, x, seed=0, progress=False, **{"num_samples": 400} | options)
+def report(model=model, **options):
+    return iw.evaluate(model, torch.linspace(-3, 3, 60), seed=0, progress=False, **{"num_samples": 400} | options)
 
 
 def texts(axis):
@@ -57,9 +57,11 @@ def test_what_is_not_certified_is_not_drawn_as_if_it_were():
 
 
 def test_broken_data_are_counted_and_left_out():
-    x = torch.linspace(-3, 3, 60)
-    x[4] = torch.nan
-    left, middle, right = report(x, num_samples=10).plot().axes
+    def broken(x):
+        log_joint, q = model(x)
+        return lambda z: log_joint(z).where(torch.arange(60) != 4, torch.nan), q
+
+    left, middle, right = report(broken, num_samples=10).plot().axes
     assert sum(patch.get_height() for patch in left.patches) == 59
     assert "(1 not finite)" in left.get_title()
     assert "fewer than 25 samples" in texts(middle)[0]
