@@ -78,6 +78,7 @@ def test_draws_exactly_as_many_samples_of_every_datum(num_samples):
         rows = torch.isin(DATA, x)
 
         def counted(z):
+            assert len(z) <= 7, "more in memory than chunk_size allows"
             drawn[rows] += len(z)
             return log_joint(z)
 
@@ -314,6 +315,22 @@ def test_nothing_is_certified_that_theory_does_not_cover(options, reason):
     assert report.to_dict()["certified_nll"] is None
 
 
+def test_shared_draws_are_remembered_over_an_interruption(tmp_path):
+    def build(after, count):
+        def broken(x):
+            return breaking(after, count)(x)[0], shared_draws(x)[1]
+
+        return broken
+
+    with pytest.raises(StoppedError):
+        evaluate(DATA[:40], build(2, []), state_file=tmp_path / "state.pt")
+    state = torch.load(tmp_path / "state.pt")
+    assert state["partial"]["shared"]
+    # As if the last part had been drawn alone: what was seen before must still count.
+    report = evaluate(DATA[:40], state_file=tmp_path / "state.pt")
+    assert report.certified_nll is None
+
+
 def test_a_refusal_survives_a_merge():
     report = evaluate(DATA[:100]) + evaluate(DATA[100:], dependent_draws, first_datum=100)
     assert report.certified_nll is None
@@ -441,7 +458,8 @@ def test_progress_shows_the_running_nll_on_standard_error(tqdm, capsys, monkeypa
     if not tqdm:
         monkeypatch.setitem(sys.modules, "tqdm", None)
         monkeypatch.setattr(progress_module, "_EVERY", -1.0)
-    report = evaluate(progress=True)
+    # Long enough for tqdm, which writes ten times a second at most.
+    report = evaluate(progress=True, num_samples=10_000)
     out, err = capsys.readouterr()
     assert out == ""
     assert "230 data" in err

@@ -48,8 +48,8 @@ def evaluate(
 ) -> EvidenceReport:
     r"""The log evidence of every datum of a data set, with its errors, and what can be certified of the mean.
 
-    Streams over data and samples without gradients and keeps per datum a few float64 sums and the largest weights. The
-    numbers depend on ``seed`` and on how the data are batched (a whole data set is cut into batches of 100), not on
+    Streams over data and samples without gradients and keeps per datum a few float64 sums and the 6√K largest weights
+    (for k̂). The numbers depend on ``seed`` and on how the data are batched (a whole data set is cut into batches of 100), not on
     ``chunk_size``, the order of work or interruptions; a float32 network may round differently in other chunks.
     PyTorch's global random state is left as it was.
 
@@ -143,20 +143,18 @@ def _evaluate_batch(
         log_joint, proposal = model(batch.x)
     sums = state.resumed(batch)
     rows = _sample_block(batch, plan)
-    refusals = _refusals(plan.bound, proposal)
-    bar.advance(batch.size * (sums.next - plan.first) / plan.num_samples, state.note())
-    while sums.next < plan.stop:
-        size = min(rows, plan.stop - sums.next)
-        with plan.seeded(batch, sums.next // rows):
+    bar.advance(batch.size * sums.count / plan.num_samples, state.note())
+    while sums.count < plan.num_samples:
+        first = plan.first + sums.count
+        size = min(rows, plan.stop - first)
+        with plan.seeded(batch, first // rows):
             log_w, shared = _log_weights(log_joint, proposal, size, plan.chunk_size)
         _check_batch(log_w, size, batch)
-        if shared and batch.size > 1:
-            refusals.add("the data of a batch share their draws, so that their estimates are not independent")
-        sums.add(log_w, plan)
+        sums = sums.added(log_w, shared, plan)
         bar.advance(batch.size * size / plan.num_samples, state.note())
         state.note_partial(batch, sums)
     with plan.seeded(batch, "bound"):
-        state.add(_report(batch, plan, sums, refusals))
+        state.add(_report(batch, plan, sums.flushed(), _refusals(plan.bound, proposal, sums.shared)))
 
 
 def _report(batch: Batch, plan: Plan, sums: Sums, refusals: set[str]) -> EvidenceReport:
@@ -177,13 +175,15 @@ def _report(batch: Batch, plan: Plan, sums: Sums, refusals: set[str]) -> Evidenc
     )
 
 
-def _refusals(bound: Bound, proposal: Distribution | Proposal) -> set[str]:
+def _refusals(bound: Bound, proposal: Distribution | Proposal, shared: bool) -> set[str]:
     """Why Markov's inequality would say nothing."""
     found = set()
     if bound.direction is not Direction.LOWER:
         found.add(f"{bound!r} is not a lower bound (direction {bound.direction.value})")
     if not getattr(as_proposal(proposal), "independent", True):
         found.add("the proposal's draws depend on each other (independent=False)")
+    if shared:
+        found.add("the data of a batch share their draws, so that their estimates are not independent")
     return found
 
 

@@ -173,10 +173,11 @@ class EvidenceReport:
     def _lines(self) -> list[tuple[str, str]]:
         worst = ", ".join(f"#{i} ({nll:.2f})" for i, nll in self.worst())
         above = f"{self.num_untrusted} above {self.pareto_k_threshold:.2f}"
-        side = {Direction.LOWER: "estimate never below it on average", Direction.UPPER: "estimate never above it"}
+        sides = {"lower": "never below the truth on average", "upper": "never above the truth on average"}
+        side = (sides | {"exact": "unbiased"}).get(self.direction.value, "not a bound")
         return [
             ("NLL", f"{self.nll:.4f} ± {self.standard_error:.4f} nats per datum (over data)"),
-            ("", f"± {self.sampling_error:.4f} from sampling; {side.get(self.direction, 'not a bound')}"),
+            ("", f"± {self.sampling_error:.4f} from sampling; {side}"),
             ("certified", self._certified_line()),
             ("ESS", f"{_quantiles(self.ess, '.1f')} of {self.num_samples} (5, 50, 95 % of the data)"),
             (

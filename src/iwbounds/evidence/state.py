@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,32 +49,49 @@ class Plan:
         return forked_rng(derived_seed(self.seed, batch.start, what))
 
 
-@dataclass
+@dataclass(frozen=True)
 class Sums:
-    """The samples of one batch so far."""
+    """The samples of one batch so far. Immutable, so that an interruption finds the old state or the new one."""
 
     weights: StreamingWeights
     dead: Tensor
     bad: Tensor
-    next: int
-    """Number of the first sample to come."""
-    kept: list[Tensor] = field(default_factory=list)
+    pending: tuple[Tensor, ...] = ()
+    """Log-weights not yet in ``weights``: finding the largest of many at once is far cheaper than block by block."""
+    kept: tuple[Tensor, ...] = ()
     """All log-weights, for bounds that need them at once."""
+    shared: bool = False
+    """Whether the data were seen to share their draws."""
 
     @classmethod
     def empty(cls, batch: Batch, plan: Plan) -> Sums:
         # Enough for the tail of four times the samples, should others be merged later.
         capacity = tail_size(4 * plan.num_samples) + 1
         none = torch.zeros(batch.size, dtype=torch.int64)
-        return cls(StreamingWeights.empty((batch.size,), capacity=capacity), none, none.clone(), plan.first)
+        return cls(StreamingWeights.empty((batch.size,), capacity=capacity), none, none)
 
-    def add(self, log_w: Tensor, plan: Plan) -> None:
-        self.weights = self.weights.merged(_on_cpu(StreamingWeights.of(log_w, self.weights.capacity)))
-        self.dead += log_w.isneginf().sum(0).cpu()
-        self.bad += (log_w.isnan() | log_w.isposinf()).sum(0).cpu()
-        self.next += len(log_w)
-        if not plan.streams:
-            self.kept.append(log_w)
+    @property
+    def count(self) -> int:
+        return self.weights.count + sum(map(len, self.pending))
+
+    def added(self, log_w: Tensor, shared: bool, plan: Plan) -> Sums:
+        """With one more block of log-weights."""
+        kept = self.kept if plan.streams else (*self.kept, log_w)
+        more = replace(self, pending=(*self.pending, log_w), kept=kept, shared=self.shared or shared)
+        return more.flushed() if sum(map(len, more.pending)) >= 2 * self.weights.capacity else more
+
+    def flushed(self) -> Sums:
+        """With nothing pending."""
+        if not self.pending:
+            return self
+        log_w = torch.cat(self.pending)
+        return replace(
+            self,
+            weights=self.weights.merged(_on_cpu(StreamingWeights.of(log_w, self.weights.capacity))),
+            dead=self.dead + log_w.isneginf().sum(0).cpu(),
+            bad=self.bad + (log_w.isnan() | log_w.isposinf()).sum(0).cpu(),
+            pending=(),
+        )
 
 
 class State:
@@ -84,6 +101,7 @@ class State:
         self.plan, self.path = plan, path
         self.finished = False
         self.partial: dict[str, Any] | None = None
+        self._begun: tuple[Batch, Sums] | None = None
         self._parts: list[EvidenceReport] = []
         self._total, self._count = 0.0, 0
         self._saved = time.monotonic()
@@ -126,23 +144,20 @@ class State:
         sums, partial = Sums.empty(batch, self.plan), self.partial
         if partial is None or partial["start"] != batch.start:
             return sums
-        sums.weights = StreamingWeights.from_state_dict(partial["weights"])
-        sums.dead, sums.bad, sums.next = partial["dead"], partial["bad"], partial["next"]
-        return sums
+        weights = StreamingWeights.from_state_dict(partial["weights"])
+        return Sums(weights, partial["dead"], partial["bad"], shared=partial["shared"])
 
     def note_partial(self, batch: Batch, sums: Sums) -> None:
-        if self.path is None or not self.plan.streams:
-            return
-        self.partial = {"start": batch.start, "digest": batch.digest, "weights": sums.weights.state_dict()}
-        self.partial |= {"dead": sums.dead, "bad": sums.bad, "next": sums.next}
-        self._save_now_and_then()
+        if self.path is not None and self.plan.streams:
+            self._begun = batch, sums
+            self._save_now_and_then()
 
     def add(self, part: EvidenceReport) -> None:
         """A finished batch."""
         self._parts.append(part)
         self._total += part.log_evidence.sum().item()
         self._count += part.num_data
-        self.partial = None
+        self.partial = self._begun = None
         self._save_now_and_then()
 
     def note(self) -> str:
@@ -163,6 +178,10 @@ class State:
         if self.path is None:
             return
         report = self.report().state_dict() if self._parts else None
+        if self._begun is not None:
+            batch, sums = self._begun[0], self._begun[1].flushed()
+            self.partial = {"start": batch.start, "digest": batch.digest, "weights": sums.weights.state_dict()}
+            self.partial |= {"dead": sums.dead, "bad": sums.bad, "shared": sums.shared}
         state = {"of": self._of, "partial": self.partial, "report": report, "finished": self.finished}
         write_atomically(state, self.path)
         self._saved = time.monotonic()
