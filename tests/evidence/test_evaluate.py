@@ -249,6 +249,9 @@ def test_a_state_file_of_something_else_is_refused(tmp_path):
             evaluate(DATA[:100], state_file=path, **wrong)
     with pytest.raises(ValueError, match=r"data from index 0 on .* \(no shuffling\)"):
         evaluate(DATA[:100].flip(0), state_file=path)
+    evaluate(DATA[:200], state_file=tmp_path / "more.pt")
+    with pytest.raises(ValueError, match="also holds those from index 100 on"):
+        evaluate(DATA[:100], state_file=tmp_path / "more.pt")
     with pytest.raises(ValueError, match="of another model"):
         evaluate(DATA[:100], Trained(), state_file=path)
     with pytest.raises(StoppedError):

@@ -49,8 +49,9 @@ def evaluate(
     r"""The log evidence of every datum of a data set, with its errors, and what can be certified of the mean.
 
     Streams over data and samples without gradients and keeps per datum a few float64 sums and the 6√K largest weights
-    (for k̂). The numbers depend on ``seed`` and on how the data are batched (a whole data set is cut into batches of 100), not on
-    ``chunk_size``, the order of work or interruptions; a float32 network may round differently in other chunks.
+    (for k̂). The numbers depend on ``seed`` and on how the data are batched (a whole data set is cut into batches of
+    100), not on ``chunk_size``, the order of work or interruptions; a float32 network may round differently in other
+    chunks.
     PyTorch's global random state is left as it was.
 
     Direction: that of ``bound``. ``report.certified_nll`` holds with probability ``confidence`` at any number of
@@ -102,7 +103,7 @@ def evaluate(
                     bar.advance(batch.size, state.note())
                 else:
                     _evaluate_batch(model, batch, plan, state, bar)
-            state.finished = True
+            state.finish()
         finally:
             state.save()
     return state.report()

@@ -103,6 +103,7 @@ class State:
         self.partial: dict[str, Any] | None = None
         self._begun: tuple[Batch, Sums] | None = None
         self._parts: list[EvidenceReport] = []
+        self._seen: set[int] = set()
         self._total, self._count = 0.0, 0
         self._saved = time.monotonic()
         self._of: dict[str, Any] = {"model": _fingerprint(model), "bound": repr(plan.bound), "first_sample": plan.first}
@@ -130,6 +131,7 @@ class State:
 
     def holds(self, batch: Batch) -> bool:
         """Whether the batch is done, by its index; the values under that index must be the same."""
+        self._seen.add(batch.start)
         known, partial = self._digests.get(batch.start), self.partial
         begun = partial is not None and partial["start"] == batch.start and partial["digest"] != batch.digest
         if begun or known not in (None, (batch.stop, batch.digest)):
@@ -138,6 +140,16 @@ class State:
                 "differ. Give the same data in the same order and batches (no shuffling)."
             )
         return known is not None
+
+    def finish(self) -> None:
+        """All data of this call are done, and no others are in the state."""
+        others = self._digests.keys() - self._seen
+        if others:
+            raise ValueError(
+                f"expected the data of {self.path} to be those of this call; it also holds those from index "
+                f"{min(others)} on. Give all data, or name another file."
+            )
+        self.finished = True
 
     def resumed(self, batch: Batch) -> Sums:
         """What is known of a batch that is not done."""
