@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import TypedDict
 
+from iwbounds.seeding import derived_seed
 from iwbounds.testing.betting import check_alpha
-from iwbounds.testing.seeding import derived_seed
 
 __all__ = ["ErrorBudget", "Share"]
 

@@ -11,9 +11,9 @@ from torch.distributions import Distribution
 
 from iwbounds.checks import Latents, latent_leaves, map_latents
 from iwbounds.proposals import LogJoint, Proposal
+from iwbounds.seeding import forked_rng
 from iwbounds.testing.betting import check_alpha
 from iwbounds.testing.pathwise import pathwise_fault
-from iwbounds.testing.seeding import forked_rng
 from iwbounds.testing.self_consistency import self_consistency_fault
 from iwbounds.testing.weights import densities, log_proposal, with_density
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from iwbounds.bounds import IWAE
 from iwbounds.engine import Estimate
 from iwbounds.logspace import finite_maximum, promoted
+from iwbounds.seeding import forked_rng
 from iwbounds.testing.chains import Estimator, default_chains, name_of
-from iwbounds.testing.seeding import forked_rng
 
 __all__ = ["assert_coupled_order", "assert_monotone_in_k", "assert_same_value", "rounding"]
 

@@ -33,8 +33,8 @@ from iwbounds.checks import Latents, map_latents
 from iwbounds.engine import Estimate
 from iwbounds.logspace import log_mean_exp
 from iwbounds.proposals import LogJoint, Proposal
+from iwbounds.seeding import forked_rng
 from iwbounds.testing.betting import EProcess, guesses, stakes
-from iwbounds.testing.seeding import forked_rng
 from iwbounds.testing.weights import densities, with_density
 
 __all__ = ["assert_sandwich"]

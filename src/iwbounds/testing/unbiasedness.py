@@ -17,10 +17,10 @@ from iwbounds.checks import Latents
 from iwbounds.engine import Estimate, estimate
 from iwbounds.gradients import Gradient
 from iwbounds.proposals import LogJoint
+from iwbounds.seeding import forked_rng
 from iwbounds.testing.betting import EProcess, symmetric_bets
 from iwbounds.testing.expectations import Expectation, enumerated, hermite
 from iwbounds.testing.problems import GradientProblem, categorical_problem, gaussian_problem
-from iwbounds.testing.seeding import forked_rng
 
 __all__ = ["GradientEstimator", "assert_grad_unbiased"]
 
