@@ -40,6 +40,9 @@ class Proposal:
         samples_per_call: for samples that are drawn independently, how many to draw in one call where ``chunk_size``
             keeps few in memory; they are then drawn once more for the backward, from the same state of PyTorch's
             generators. None: all are drawn in one call, and held.
+        independent: whether the samples of one call are independent of each other.
+        fixed_support: whether the support is the same for all values of the proposal's parameters.
+        needs_own_samples: whether ``log_prob`` works only on the very tensors that ``sample`` returned.
 
     >>> import torch
     >>> shift = torch.zeros(3, requires_grad=True)
@@ -55,6 +58,9 @@ class Proposal:
     name: str = "the proposal"
     samples_per_call: int | None = None
     fixed_log_prob: LogProb | None = None
+    independent: bool = True
+    fixed_support: bool = True
+    needs_own_samples: bool = False
 
     @property
     def pathwise(self) -> bool:

@@ -9,13 +9,11 @@ import importlib
 from types import ModuleType
 
 from iwbounds.testing.budget import ErrorBudget
-from iwbounds.testing.chains import default_chains
-from iwbounds.testing.contracts import ContractError, check_contract
-from iwbounds.testing.models import FiniteModel, GaussianModel
-from iwbounds.testing.orderings import assert_coupled_order, assert_monotone_in_k, assert_same_value
-from iwbounds.testing.problems import GradientProblem
+from iwbounds.testing.contracts import ContractError, UncheckedWarning, check_contract
+from iwbounds.testing.evidence import assert_not_above, assert_upper_bound
+from iwbounds.testing.models import FiniteModel, GaussianModel, GradientProblem
+from iwbounds.testing.orderings import assert_coupled_order, assert_monotone_in_k, assert_same_value, default_chains
 from iwbounds.testing.sandwich import assert_sandwich
-from iwbounds.testing.sequential import assert_not_above, assert_upper_bound
 from iwbounds.testing.unbiasedness import assert_grad_unbiased
 
 __all__ = [
@@ -24,6 +22,7 @@ __all__ = [
     "FiniteModel",
     "GaussianModel",
     "GradientProblem",
+    "UncheckedWarning",
     "assert_coupled_order",
     "assert_grad_unbiased",
     "assert_monotone_in_k",
