@@ -9,7 +9,7 @@ a density over a region is at most one.
 The region leaves out what floating-point numbers cannot resolve. In float32 a fifth of Beta(.1, .1)'s draws are
 rounded to 1 − k 2⁻²⁴ for small k, and Gamma's are clamped at 1e-38: there the draws are not those of any density, and a
 bet against it would win. A point is inside if it can be mapped there and back, and if moving its latents by one unit in
-the last place moves its coordinates by less than 1/32 of their spread.
+the last place moves its coordinates by less than 1/32 of their spread, and of a nat.
 """
 
 from __future__ import annotations
@@ -96,6 +96,8 @@ def _stated_chart(support: Any) -> Transform | None:
         return None  # it may yet be periodic: VonMises calls its support real
     if support is constraints.simplex:
         return _Sticks()
+    if isinstance(support, constraints.interval) and not torch.as_tensor(support.upper_bound).isfinite().all():
+        return None  # GeneralizedPareto's
     if getattr(support, "event_dim", 0) == 2 and support is not constraints.corr_cholesky:
         raise CannotJudge("densities of matrices: moved draws must stay symmetric, triangular or positive definite")
     try:
@@ -156,6 +158,7 @@ class Coordinates:
         self._continuous, self._leading = continuous, 1 + len(batch)
         parts = self._parts(reference)
         self._dtypes = [z.dtype for z in parts]
+        self._largest = [z.double().abs().max() for z in parts]
         stated = _stated_chart(self._support)
         self._charts = [stated or _fitting_chart(z.double(), self._leading) for z in parts]
         if stated is None and not proposal.needs_own_samples:
@@ -201,16 +204,17 @@ class Coordinates:
 
     def _inside(self, parts: Sequence[Tensor], raw: Sequence[Tensor]) -> Tensor:
         good = torch.ones(parts[0].shape[: self._leading], dtype=torch.bool, device=parts[0].device)
-        for chart, z, x, dtype in zip(self._charts, parts, raw, self._dtypes, strict=True):
+        for chart, z, x, dtype, largest in zip(self._charts, parts, raw, self._dtypes, self._largest, strict=True):
             info, z = torch.finfo(dtype), z.double()
             back = chart(x)
-            mapped = (back - z).abs() <= 16 * info.eps * z.abs()  # not so outside an interval, or off a simplex
+            # Not so outside an interval, or off a simplex. 1e-11: exp(log(z)) errs by as many units as log(z) is large.
+            mapped = (back - z).abs() <= max(16 * info.eps, 1e-11) * z.abs() + 1e-11 * largest
             # Samplers clamp at the smallest numbers; zeros that the chart itself gives are triangles of matrices.
             resolved = (z.abs() > _MARGIN * info.tiny) | (back == 0) | (chart is identity_transform)
             good &= (mapped & resolved).reshape(*good.shape, -1).all(-1)
         for sign in (1.0, -1.0):
             step = flattened(self._raw(self._nudged(parts, sign)), self._leading) - flattened(raw, self._leading)
-            good &= (step.abs() < _COARSEST * self._scale).all(-1)  # False for NaN
+            good &= (step.abs() < _COARSEST * self._unit).all(-1)  # False for NaN
         return good
 
     def _nudged(self, parts: Sequence[Tensor], sign: float) -> Iterator[Tensor]:
@@ -226,6 +230,10 @@ class Coordinates:
         self._sizes = [math.prod(x.shape[self._leading :]) for x in self._raw(parts)]
         self._shapes = [x.shape[self._leading :] for x in self._raw(parts)]
         self._scale = torch.full(raw.shape[1:], torch.inf, dtype=torch.float64, device=raw.device)
+        # Logarithms are in nats whatever their spread: a wide one does not make a clamped probability exact.
+        most = [math.inf if chart is identity_transform else 1.0 for chart in self._charts]
+        limits = [self._scale.new_full((size,), limit) for size, limit in zip(self._sizes, most, strict=True)]
+        limit = self._unit = torch.cat(limits)
         for _ in range(2):  # the region depends on the scale, and the scale on the draws in the region
             inside = self._inside(parts, self._raw(parts)).unsqueeze(-1)
             count = inside.sum(0)
@@ -237,6 +245,7 @@ class Coordinates:
             self._location = torch.where(inside, raw, 0.0).sum(0) / count
             spread = torch.where(inside, raw - self._location, 0.0).square().sum(0) / (count - 1)
             self._scale = torch.where(spread > 0, spread.sqrt(), 1.0)
+            self._unit = torch.minimum(self._scale, limit)
         self.fraction_inside = float(inside.double().mean())
 
     def _bound_periodic(self, reference: Latents) -> None:

@@ -115,7 +115,7 @@ def _check_values(log_joint: LogJoint, proposal: Proposal, count: int, x: Any) -
         matched_parts(proposal.reparameterized, latents, "the proposal's sample")
     log_p, log_q = densities(log_joint, proposal, latents)
     _check_batch(latents, x, log_q.shape[1:])
-    others, functions = proposal.sample((count,)), [("log_joint", lambda z: called(log_joint, z), log_p)]
+    functions = [("log_joint", lambda z: called(log_joint, z), log_p)]
     if proposal.needs_own_samples:
         _check_finite(PROPOSAL, log_q)
     else:
@@ -123,8 +123,10 @@ def _check_values(log_joint: LogJoint, proposal: Proposal, count: int, x: Any) -
     for name, density, value in functions:
         _check_finite(name, value)
         _check_repeatable(name, density, value, latents)
-        _check_known_by_value(name, density, proposal)
-        _check_rows(name, density, value, latents, others)
+        _check_known_by_value(name, density, latents)
+        _check_rows(name, density, value, latents, proposal.sample((count,)))
+        # Once more at many draws: a cached inverse differs from a computed one only where its transform saturates.
+        _check_known_by_value(name, density, proposal.sample((_SUPPORT_DRAWS,)))
     log_p, log_q = densities(log_joint, proposal, proposal.sample((_SUPPORT_DRAWS,)))
     _check_finite(PROPOSAL, log_q)
     _check_finite("log_joint", log_p)
@@ -154,12 +156,11 @@ def _check_repeatable(name: str, density: Callable[[Latents], Tensor], value: Te
         )
 
 
-def _check_known_by_value(name: str, density: Callable[[Latents], Tensor], proposal: Proposal) -> None:
+def _check_known_by_value(name: str, density: Callable[[Latents], Tensor], latents: Latents) -> None:
     """Copies must have the densities of the samples themselves: chunks, resampled rows and detached leaves are copies.
 
-    Many draws, since a cached inverse differs from a computed one only where the transform saturates.
+    ``latents`` are the very tensors of the last call of ``sample``.
     """
-    latents = proposal.sample((_SUPPORT_DRAWS,))
     own = density(latents)
     try:
         copy = density(map_latents(torch.clone, latents))
@@ -186,7 +187,12 @@ def _check_rows(
 ) -> None:
     """Row by row a function of the row's own latents."""
     for sample in range(2):
-        alone = density(map_latents(lambda z, k=sample: z[k : k + 1], latents))
+        try:
+            alone = density(map_latents(lambda z, k=sample: z[k : k + 1], latents))
+        except Exception as error:  # whatever a shape that is built in raises
+            raise ContractError(
+                f"{name} must take any number of samples; of one sample alone it raised {first_line(error)}."
+            ) from error
         if alone.shape != value[:1].shape or not _same(alone, value[sample : sample + 1], ulps=1024):
             raise ContractError(
                 f"{name} of a sample changes with the other samples: one sample alone gave another value. Expected "
@@ -248,8 +254,8 @@ class _Modules:
             changed = [k for k, v in kept.items() if isinstance(v, Tensor) and not torch.equal(v, now[k])]
             if changed:
                 raise ContractError(
-                    f"{type(module).__name__} changes {changed[0]!r} when it is called. The densities may be called any "
-                    "number of times: call .eval() on modules that keep running averages."
+                    f"{type(module).__name__} changes {changed[0]!r} when it is called. The densities may be called "
+                    "any number of times: call .eval() on modules that keep running averages."
                 )
 
 

@@ -43,12 +43,12 @@ __all__ = ["gradient_fault", "independence_fault"]
 _DRAWS, _BURN_IN, _ROUNDS, _TEST_FUNCTIONS, _STATISTICS = 256, 8, 96, 3, 16
 _CALL = 8
 """Draws per call in the test of independence: their indices differ in one of three bits."""
-_RESOLVED = 0.999
+_RESOLVED = 0.99
 """How many draws must be away from boundaries that rounding blurs, for gradients to be judged."""
 
 
 class _TestFunctions:
-    """A few bounded, smooth functions of latents, about as wide as their distribution: to ``(n, *batch, functions)``."""
+    """Bounded, smooth functions of latents, about as wide as their distribution: to ``(n, *batch, functions)``."""
 
     def __init__(self, latents: Latents, leading: int) -> None:
         self._leading = leading
@@ -177,7 +177,10 @@ def _biased(proposal: Proposal, batch: torch.Size, parameters: list[Tensor], alp
     for _ in range(_ROUNDS):
         new = differences.draw(size)
         if not all(statistic.isfinite().all() for statistic in new):
-            return "the gradient of its samples or of its log_prob is NaN or infinite at its own draws"
+            return (
+                "the gradient of its samples or of its log_prob is NaN or infinite at its own draws. If rounding puts "
+                "them on the boundary of the support, use float64, or keep them inside"
+            )
         for process, statistic, scale in zip((support, path), new, scales, strict=True):
             process.add(symmetric_bets(statistic.unsqueeze(0), scale))
         if support.rejected_at:
