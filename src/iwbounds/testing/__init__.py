@@ -1,11 +1,14 @@
 """Sound tests for models, proposals, bounds and gradients of your own: coupled, exact, or sequential; never flaky.
 
-:mod:`iwbounds.testing.strategies` needs hypothesis, and is imported when it is asked for.
+:mod:`iwbounds.testing.strategies` needs hypothesis, and is imported when it is asked for. Without hypothesis it is
+no part of ``from iwbounds.testing import *``, and asking for it says what to install.
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import sys
 from types import ModuleType
 
 from iwbounds.testing.budget import ErrorBudget
@@ -32,8 +35,10 @@ __all__ = [
     "assert_upper_bound",
     "check_contract",
     "default_chains",
-    "strategies",
 ]
+# sys.modules holds None for a module that is blocked, and find_spec raises ValueError on it.
+if sys.modules.get("hypothesis", ...) is not None and importlib.util.find_spec("hypothesis") is not None:
+    __all__ += ["strategies"]
 
 
 def __getattr__(name: str) -> ModuleType:

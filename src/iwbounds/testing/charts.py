@@ -28,16 +28,25 @@ from iwbounds.latents import Latents, latent_leaves, map_latents
 from iwbounds.proposals import Proposal
 from iwbounds.testing.densities import ContractError, log_proposal
 
-__all__ = ["CannotJudge", "Coordinates", "Points", "RoundedAway", "flattened", "is_discrete", "replaced", "support_of"]
+__all__ = [
+    "Coordinates",
+    "Points",
+    "RoundedAwayError",
+    "UnjudgedError",
+    "flattened",
+    "is_discrete",
+    "replaced",
+    "support_of",
+]
 
 _COARSEST, _LEAST_INSIDE, _MARGIN = 1 / 32, 0.02, 2.0**20
 
 
-class CannotJudge(Exception):
+class UnjudgedError(Exception):
     """What a statistical check has no sound way to see; the message completes "cannot judge …"."""
 
 
-class RoundedAway(CannotJudge):
+class RoundedAwayError(UnjudgedError):
     """Rounding leaves no region to bet in."""
 
 
@@ -99,7 +108,7 @@ def _stated_chart(support: Any) -> Transform | None:
     if isinstance(support, constraints.interval) and not torch.as_tensor(support.upper_bound).isfinite().all():
         return None  # GeneralizedPareto's
     if getattr(support, "event_dim", 0) == 2 and support is not constraints.corr_cholesky:
-        raise CannotJudge("densities of matrices: moved draws must stay symmetric, triangular or positive definite")
+        raise UnjudgedError("densities of matrices: moved draws must stay symmetric, triangular or positive definite")
     try:
         return biject_to(support)  # type: ignore[no-any-return]
     except NotImplementedError:
@@ -113,9 +122,9 @@ def _fitting_chart(z: Tensor, leading: int) -> Transform:
         if (z >= 0).all() and ((z.sum(-1) - 1).abs() < eps).all():
             return _Sticks()
         if ((z.square().sum(-1) - 1).abs() < eps).all():
-            raise CannotJudge("densities on a sphere")
+            raise UnjudgedError("densities on a sphere")
     if (z == z[:1]).all(0).any():
-        raise CannotJudge("densities of latents that have a constant coordinate")
+        raise UnjudgedError("densities of latents that have a constant coordinate")
     if (z > 0).all():
         return biject_to(constraints.unit_interval if (z < 1).all() else constraints.positive)  # type: ignore[no-any-return]
     return identity_transform
@@ -143,7 +152,7 @@ class Coordinates:
         batch: the batch shape.
 
     Raises:
-        CannotJudge: there is no chart, or rounding leaves no region to bet in.
+        UnjudgedError: there is no chart, or rounding leaves no region to bet in.
     """
 
     def __init__(
@@ -188,7 +197,7 @@ class Coordinates:
         try:
             log_q = log_proposal(self._proposal, z)
         except ContractError as error:
-            raise CannotJudge(
+            raise UnjudgedError(
                 f"log_prob away from its own draws: it raises there ({error}). Build its distributions with "
                 "validate_args=False, so that it gives −inf outside the support"
             ) from None
@@ -220,7 +229,8 @@ class Coordinates:
     def _nudged(self, parts: Sequence[Tensor], sign: float) -> Iterator[Tensor]:
         """Every other number one unit in the last place up, the rest down; the other way round for the other sign."""
         for z, dtype in zip(parts, self._dtypes, strict=True):
-            signs = torch.ones(z.shape[self._leading :], device=z.device).flatten()
+            # float64 throughout: 1 + one unit of it is 1 in float32
+            signs = torch.ones(z.shape[self._leading :], dtype=torch.float64, device=z.device).flatten()
             signs[1::2] = -1.0
             yield z.double() * (1 + sign * torch.finfo(dtype).eps * signs.reshape(z.shape[self._leading :]))
 
@@ -238,7 +248,7 @@ class Coordinates:
             inside = self._inside(parts, self._raw(parts)).unsqueeze(-1)
             count = inside.sum(0)
             if (count < max(2, _LEAST_INSIDE * len(raw))).any():
-                raise RoundedAway(
+                raise RoundedAwayError(
                     f"log_prob: rounding to {str(self._dtypes[0]).removeprefix('torch.')} puts nearly all draws on the "
                     "boundary of the support, or on a few values. Check the same proposal in float64"
                 )
@@ -249,7 +259,7 @@ class Coordinates:
         self.fraction_inside = float(inside.double().mean())
 
     def _bound_periodic(self, reference: Latents) -> None:
-        """Give periodic parts, such as VonMises', a chart of one period: over all numbers they integrate to infinity."""
+        """Give periodic parts, as VonMises', a chart of one period: over all numbers they integrate to infinity."""
         period, parts = 2 * math.pi, self._parts(reference)
         for i, z in enumerate(parts):
             low = -math.pi if z.min() < 0 or z.max() < 3.2 else 0.0
@@ -270,7 +280,7 @@ class Coordinates:
         far = self.of(reference).at.roll(1, 0) * 3
         try:
             self.moved(far, reference)
-        except CannotJudge:
+        except UnjudgedError:
             for i, z in enumerate(self._parts(reference)):
                 if not isinstance(self._charts[i], _Sticks):
                     self._charts[i] = biject_to(constraints.interval(z.double().amin(0), z.double().amax(0)))

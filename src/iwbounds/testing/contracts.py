@@ -16,7 +16,7 @@ from iwbounds.latents import Latents, latent_leaves, map_latents
 from iwbounds.proposals import LogJoint, Proposal
 from iwbounds.testing.betting import check_alpha
 from iwbounds.testing.budget import forked_rng
-from iwbounds.testing.charts import CannotJudge
+from iwbounds.testing.charts import UnjudgedError
 from iwbounds.testing.densities import (
     PROPOSAL,
     ContractError,
@@ -115,18 +115,11 @@ def _check_values(log_joint: LogJoint, proposal: Proposal, count: int, x: Any) -
         matched_parts(proposal.reparameterized, latents, "the proposal's sample")
     log_p, log_q = densities(log_joint, proposal, latents)
     _check_batch(latents, x, log_q.shape[1:])
-    functions = [("log_joint", lambda z: called(log_joint, z), log_p)]
-    if proposal.needs_own_samples:
-        _check_finite(PROPOSAL, log_q)
-    else:
-        functions.append((PROPOSAL, lambda z: log_proposal(proposal, z), log_q))
-    for name, density, value in functions:
-        _check_finite(name, value)
-        _check_repeatable(name, density, value, latents)
-        _check_known_by_value(name, density, latents)
-        _check_rows(name, density, value, latents, proposal.sample((count,)))
-        # Once more at many draws: a cached inverse differs from a computed one only where its transform saturates.
-        _check_known_by_value(name, density, proposal.sample((_SUPPORT_DRAWS,)))
+    _check_finite("log_joint", log_p)
+    _check_finite(PROPOSAL, log_q)
+    _check_density("log_joint", lambda z: called(log_joint, z), proposal, count)
+    if not proposal.needs_own_samples:
+        _check_density(PROPOSAL, lambda z: log_proposal(proposal, z), proposal, count)
     log_p, log_q = densities(log_joint, proposal, proposal.sample((_SUPPORT_DRAWS,)))
     _check_finite(PROPOSAL, log_q)
     _check_finite("log_joint", log_p)
@@ -146,6 +139,17 @@ def _check_batch(latents: Latents, x: Any, batch: torch.Size) -> None:
                 f"expected data x with leading axes batch = {tuple(batch)}, the proposal's batch shape; got "
                 f"{tuple(data.shape)}. Are the proposal's axes in the order (*batch, *event)?"
             )
+
+
+def _check_density(name: str, density: Callable[[Latents], Tensor], proposal: Proposal, count: int) -> None:
+    """A function of the latents' values, row by row. Every check of the very samples comes right after their draw."""
+    latents = proposal.sample((count,))
+    value = density(latents)
+    _check_repeatable(name, density, value, latents)
+    _check_known_by_value(name, density, latents)
+    _check_rows(name, density, value, latents, proposal.sample((count,)))
+    # Once more at many draws: a cached inverse differs from a computed one only where its transform saturates.
+    _check_known_by_value(name, density, proposal.sample((_SUPPORT_DRAWS,)))
 
 
 def _check_repeatable(name: str, density: Callable[[Latents], Tensor], value: Tensor, latents: Latents) -> None:
@@ -288,7 +292,7 @@ def _check_statistics(given: Distribution | Proposal, proposal: Proposal, alpha:
 def _judged(check: Callable[[], str | None], proposal: Proposal) -> str | None:
     try:
         return check()
-    except CannotJudge as reason:
+    except UnjudgedError as reason:
         warnings.warn(f"{proposal.name}: check_contract cannot judge {reason}.", UncheckedWarning, stacklevel=4)
         return None
 

@@ -62,7 +62,7 @@ def draws_fault(given: Distribution | Proposal, proposal: Proposal, batch: torch
         alpha: the probability of a false alarm, over all tests.
 
     Raises:
-        CannotJudge: no sound test is known.
+        UnjudgedError: no sound test is known.
     """
     reference, leading = draw(proposal, _REFERENCE), 1 + len(batch)
     discrete = [is_discrete(z) for z in latent_leaves(reference)]

@@ -34,13 +34,15 @@ from torch.distributions import Distribution
 from iwbounds.latents import Latents, latent_leaves, map_latents
 from iwbounds.proposals import Proposal
 from iwbounds.testing.betting import EProcess, symmetric_bets
-from iwbounds.testing.charts import CannotJudge, Coordinates, RoundedAway, flattened, is_discrete
+from iwbounds.testing.charts import Coordinates, RoundedAwayError, UnjudgedError, flattened, is_discrete
 from iwbounds.testing.densities import log_parts
 from iwbounds.testing.draws import draw
 
 __all__ = ["gradient_fault", "independence_fault"]
 
 _DRAWS, _BURN_IN, _ROUNDS, _TEST_FUNCTIONS, _STATISTICS = 256, 8, 96, 3, 16
+_BLOCK = 8
+"""Rounds between two looks at the wealth."""
 _CALL = 8
 """Draws per call in the test of independence: their indices differ in one of three bits."""
 _RESOLVED = 0.99
@@ -88,8 +90,8 @@ def independence_fault(proposal: Proposal, batch: torch.Size, alpha: float) -> s
         return "two calls of sample gave the same draws: it does not use torch's generators, or is constant"
     process = EProcess(alpha)
     scale = torch.stack([statistics() for _ in range(_BURN_IN)]).square().mean(0).sqrt()
-    for _ in range(_ROUNDS):
-        process.add(symmetric_bets(statistics().unsqueeze(0), scale))
+    for _ in range(_ROUNDS // _BLOCK):
+        process.add(symmetric_bets(torch.stack([statistics() for _ in range(_BLOCK)]), scale))
         if process.rejected_at:
             return (
                 f"the draws of one call are not independent of each other, or not of one distribution (certain after "
@@ -107,7 +109,7 @@ def gradient_fault(given: Distribution | Proposal, proposal: Proposal, batch: to
     ``needs_own_samples=True``, whose log-density cannot be differentiated at fixed samples.
 
     Raises:
-        CannotJudge: too many draws are rounded onto the boundary of the support.
+        UnjudgedError: too many draws are rounded onto the boundary of the support.
     """
     with torch.enable_grad():
         latents = proposal.sample((8,))
@@ -157,12 +159,12 @@ def _check_resolved(given: Distribution | Proposal, proposal: Proposal, batch: t
     continuous = [not is_discrete(z) for z in latent_leaves(reference)]
     try:
         inside = Coordinates(given, proposal, reference, continuous, batch).fraction_inside if any(continuous) else 1.0
-    except RoundedAway:
+    except RoundedAwayError:
         inside = 0.0
-    except CannotJudge:
+    except UnjudgedError:
         return  # of its density at moved points: gradients are judged at the draws
     if inside < _RESOLVED:
-        raise CannotJudge(
+        raise UnjudgedError(
             f"the gradient: rounding puts {1 - inside:.2g} of the draws on the boundary of the support, or nearly so, "
             "where neither paths nor scores are those of the density. Use float64, or keep the draws inside"
         )
@@ -174,15 +176,15 @@ def _biased(proposal: Proposal, batch: torch.Size, parameters: list[Tensor], alp
     differences = _Differences(proposal, batch, parameters)
     burn_in = [differences.draw(size) for _ in range(_BURN_IN)]
     scales = [torch.stack(statistic).square().mean(0).sqrt() for statistic in zip(*burn_in, strict=True)]
-    for _ in range(_ROUNDS):
-        new = differences.draw(size)
+    for _ in range(_ROUNDS // _BLOCK):
+        new = [torch.stack(rows) for rows in zip(*[differences.draw(size) for _ in range(_BLOCK)], strict=True)]
         if not all(statistic.isfinite().all() for statistic in new):
             return (
                 "the gradient of its samples or of its log_prob is NaN or infinite at its own draws. If rounding puts "
                 "them on the boundary of the support, use float64, or keep them inside"
             )
         for process, statistic, scale in zip((support, path), new, scales, strict=True):
-            process.add(symmetric_bets(statistic.unsqueeze(0), scale))
+            process.add(symmetric_bets(statistic, scale))
         if support.rejected_at:
             break  # a path that fails is played on: a moving support fails both, and is the better explanation
     certain = f"certain after {support.rejected_at or path.rejected_at} batches of {size} draws, at alpha = {alpha:g}"

@@ -68,7 +68,7 @@ def assert_grad_unbiased(
         seed: of the sequential method's draws.
 
     Raises:
-        AssertionError: biased; the message names the channel, and both gradients.
+        AssertionError: biased, and the message names the channel and both gradients; or NaN or infinite, in any draw.
         ValueError: the method does not suit the proposal, or the estimator the bound.
 
     Assumption of the sequential method: differences, summed over the batch (and over repeated draws until 64 data are
@@ -82,7 +82,8 @@ def assert_grad_unbiased(
     AssertionError: STL() is biased for the proposal's parameters of IWAE() with 2 samples: expected ...
     """
     problem = _default_problem(method) if problem is None else problem
-    sides = _Sides(_callable(estimator), bound, problem, num_samples, [c in channels for c in _CHANNELS])
+    wanted = [channel in channels for channel in _CHANNELS]
+    sides = _Sides(_callable(estimator), bound, problem, num_samples, wanted, name_of(estimator))
     name = f"{name_of(estimator)} is biased for the {{}}'s parameters of {bound!r} with {num_samples} samples: "
     if method == "sequential":
         with forked_rng(seed):
@@ -100,6 +101,7 @@ class _Sides:
     problem: GradientProblem
     num_samples: int
     wanted: Sequence[bool]
+    name: str
 
     def expected(self, method: Method) -> tuple[list[Tensor], list[Tensor]]:
         """The claimed gradient's expectation, and the gradient of the bound's expectation."""
@@ -107,7 +109,7 @@ class _Sides:
         samples, probabilities = method(proposal, self.num_samples)
         claimed = probabilities.detach() * value_of(self.estimator(log_joint, proposal, self.bound, samples))
         true = probabilities * self.bound(log_joint(samples) - proposal.log_prob(samples))
-        return self._gradients(claimed), self._gradients(true)
+        return self._both(claimed, true)
 
     def drawn(self) -> tuple[list[Tensor], list[Tensor]]:
         """The claimed gradient and an unbiased one, on the same fresh draws, summed over the batch."""
@@ -119,7 +121,21 @@ class _Sides:
             true = self.bound(log_joint(samples) - proposal.log_prob(samples))
         else:
             true = self._scored(log_joint, proposal, samples)
-        return self._gradients(claimed), self._gradients(true)
+        return self._both(claimed, true)
+
+    def _both(self, claimed: Tensor, true: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """The gradients of both values, known to be finite: no comparison sees a NaN, and no bet is lost by one."""
+        sides = self._gradients(claimed), self._gradients(true)
+        names = f"the estimator {self.name}", f"the plain autograd gradient of {self.bound!r}"
+        for gradients, whose in zip(sides, names, strict=True):
+            for channel, gradient in zip(_CHANNELS, gradients, strict=True):
+                bad = gradient[~gradient.isfinite()]
+                if bad.numel():
+                    raise AssertionError(
+                        f"expected finite gradients; {whose} gave {bad[0].item()} for {bad.numel()} of "
+                        f"{gradient.numel()} entries of the {channel}'s parameters, with {self.num_samples} samples."
+                    )
+        return sides
 
     def _scored(self, log_joint: LogJoint, proposal: Distribution, samples: Latents) -> Tensor:
         """A value whose gradient is the bound's by the score function: plain autograd, none of the engine."""
