@@ -152,7 +152,7 @@ def bad_in_one_draw_of_many(bad):
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("method", ["hermite", "sequential"])
 def test_one_coordinate_that_is_not_a_number_is_caught(method, bad):
-    with pytest.raises(AssertionError, match="expected finite gradients; the estimator .* entries of the proposal's"):
+    with pytest.raises(AssertionError, match=r"expected finite gradients; the estimator .* entries of the proposal's"):
         assert_grad_unbiased(Planted(bad), iw.IWAE(), method, channels=("proposal",))
 
 

@@ -183,7 +183,7 @@ class Coordinates:
         at = ((flattened(raw, self._leading) - self._location) / self._scale).nan_to_num(0.0, 0.0, 0.0)
         log_jacobian = self._scale.log().sum(-1)
         for chart, x, z in zip(self._charts, raw, parts, strict=True):
-            terms = chart.log_abs_det_jacobian(x, z.double())
+            terms = chart.log_abs_det_jacobian(x, z.double())  # type: ignore[no-untyped-call]
             log_jacobian = log_jacobian + terms.reshape(*z.shape[: self._leading], -1).sum(-1)
         return Points(at, log_jacobian.nan_to_num(0.0, 0.0, 0.0), self._inside(parts, raw))
 
@@ -265,7 +265,7 @@ class Coordinates:
             low = -math.pi if z.min() < 0 or z.max() < 3.2 else 0.0
             fits = bool(z.min() > low - 1e-5 and z.max() < low + period + 1e-5)
             if fits and self._same_density(reference, [p + period * (j == i) for j, p in enumerate(parts)]):
-                self._charts[i] = biject_to(constraints.interval(low, low + period))
+                self._charts[i] = biject_to(constraints.interval(low, low + period))  # type: ignore[no-untyped-call]
 
     def _same_density(self, reference: Latents, parts: Sequence[Tensor]) -> bool:
         try:
@@ -283,13 +283,13 @@ class Coordinates:
         except UnjudgedError:
             for i, z in enumerate(self._parts(reference)):
                 if not isinstance(self._charts[i], _Sticks):
-                    self._charts[i] = biject_to(constraints.interval(z.double().amin(0), z.double().amax(0)))
+                    self._charts[i] = biject_to(constraints.interval(z.double().amin(0), z.double().amax(0)))  # type: ignore[no-untyped-call]
             self._standardise(reference)
 
     def _latents(self, at: Tensor, latents: Latents) -> tuple[Latents, Tensor]:
         """``latents`` moved to the points; those that torch's validation would refuse are left where they are."""
         moved, own = at * self._scale + self._location, self._parts(latents)
-        pieces = moved.split(self._sizes, -1)
+        pieces = moved.split(self._sizes, -1)  # type: ignore[no-untyped-call]
         parts = [
             chart(x.reshape(*x.shape[:-1], *shape)).to(z.dtype)
             for chart, x, shape, z in zip(self._charts, pieces, self._shapes, own, strict=True)

@@ -225,7 +225,7 @@ def _discrete_tests(
 
     def log_q(points: Tensor, draws: Latents) -> Tensor:
         own = [z for z, is_so in zip(latent_leaves(draws), discrete, strict=True) if is_so]
-        pieces = points.split([math.prod(z.shape[leading:]) for z in own], -1)
+        pieces = points.split([math.prod(z.shape[leading:]) for z in own], -1)  # type: ignore[no-untyped-call]
         parts = [piece.reshape(z.shape).to(z.dtype) for piece, z in zip(pieces, own, strict=True)]
         return log_proposal(proposal, replaced(draws, discrete, parts))
 
