@@ -260,7 +260,7 @@ def stratified(shuffled):
 
 
 def shared(shape):
-    return 0.6 * torch.randn(1, N) + 0.8 * torch.randn(*shape, N)
+    return 0.8 * torch.randn(1, N) + 0.6 * torch.randn(*shape, N)
 
 
 def without_replacement(shape):

@@ -43,8 +43,8 @@ __all__ = ["gradient_fault", "independence_fault"]
 _DRAWS, _BURN_IN, _ROUNDS, _TEST_FUNCTIONS, _STATISTICS = 256, 8, 96, 3, 16
 _BLOCK = 8
 """Rounds between two looks at the wealth."""
-_CALL = 8
-"""Draws per call in the test of independence: their indices differ in one of three bits."""
+_CALL = 16
+"""Draws per call in the test of independence: their indices differ in one of four bits."""
 _RESOLVED = 0.99
 """How many draws must be away from boundaries that rounding blurs, for gradients to be judged."""
 
@@ -81,7 +81,7 @@ def independence_fault(proposal: Proposal, batch: torch.Size, alpha: float) -> s
         first, second = proposal.sample((_CALL,)), proposal.sample((_CALL,))
         a, b = (functions(z).reshape(_CALL, -1, _TEST_FUNCTIONS).double() for z in (first, second))
         index = torch.arange(_CALL, device=a.device)
-        halves = [(index & bit == 0) for bit in (1, 2, 4)]
+        halves = [(index & bit == 0) for bit in (1, 2, 4, 8)]
         products = [((a - b)[half].sum(0) * (a - b)[~half].sum(0)).sum(0) for half in halves]
         return torch.cat([*products, (a - b.roll(1, 0)).sum(1).flatten()])
 
