@@ -86,7 +86,11 @@ def accumulate(
     True
     """
     budget = DEFAULT_LIVE_SAMPLES if max_live_samples is None else _budget(max_live_samples)
-    chunk_size = None if chunk_size is None else check_whole_number("chunk_size", chunk_size, 1, "Take at least 1; None takes all.")
+    chunk_size = (
+        None
+        if chunk_size is None
+        else check_whole_number("chunk_size", chunk_size, 1, "Take at least 1; None takes all.")
+    )
     count = _num_samples(samples, num_samples)
     live = min(count if chunk_size is None else chunk_size, budget)
     chunk_size = live if live < count else chunk_size

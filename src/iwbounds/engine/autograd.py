@@ -289,8 +289,8 @@ class _Path(torch.autograd.Function):
             if "second time" not in str(error):
                 raise
             raise RuntimeError(
-                "the value of iwbounds.estimate supports one backward, retain_graph or not: the graph of log q is freed "
-                "once its slope is taken. Call backward once, on a sum of the values; or use Reparameterized()."
+                "the value of iwbounds.estimate supports one backward, retain_graph or not: the graph of log q is "
+                "freed once its slope is taken. Call backward once, on a sum of the values; or use Reparameterized()."
             ) from error
         return None, None, *slopes
 

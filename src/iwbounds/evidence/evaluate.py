@@ -18,12 +18,12 @@ from torch.distributions import Distribution
 
 from iwbounds.bounds import IWAE, Bound, Direction
 from iwbounds.certificates import check_confidence
+from iwbounds.checks import Latents, latent_leaves, map_latents
 from iwbounds.engine import estimate
 from iwbounds.evidence.batches import Batch, count_data, numbered_batches
 from iwbounds.evidence.progress import Progress
 from iwbounds.evidence.report import EvidenceReport
 from iwbounds.evidence.state import Plan, State, Sums
-from iwbounds.checks import Latents, latent_leaves, map_latents
 from iwbounds.proposals import LogJoint, Proposal, as_proposal
 
 __all__ = ["evaluate"]

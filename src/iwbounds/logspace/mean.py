@@ -20,7 +20,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-
 __all__ = [
     "finite_maximum",
     "finite_or_zero",

@@ -1,4 +1,4 @@
-r"""A budget of false alarms, split over the statistical tests of a suite."""
+"""A budget of false alarms, split over the statistical tests of a suite; and seeds that make verdicts repeat."""
 
 from __future__ import annotations
 
