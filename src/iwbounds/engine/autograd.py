@@ -242,7 +242,7 @@ def _on_paths(latents: Latents, reparameterized: Any) -> list[Tensor]:
 
 
 def _cut(z: Tensor, reparameterized: bool | None) -> Tensor:
-    return _Cut.apply(z) if _on_path(z, reparameterized) else z  # type: ignore[no-untyped-call, no-any-return]
+    return _Cut.apply(z) if _on_path(z, reparameterized) else z  # type: ignore[no-untyped-call]
 
 
 class _Cut(torch.autograd.Function):
