@@ -37,7 +37,7 @@ if TYPE_CHECKING:
         log_spaced_partition,
     )
     from iwbounds.evidence import StreamingWeights, entropy_bounds, mutual_information_bounds, upper_bound
-    from iwbounds.logspace.kernels import kernels_available
+    from iwbounds.kernels import kernels_available
     from iwbounds.proposals import AggregatedPosterior, DirectedLogDensity, HierarchicalProposal
 
 __version__ = "0.1.0"
@@ -108,7 +108,7 @@ __getattr__ = lazy_attributes(
         "UStatistic": "bounds",
         "densities": "",
         "entropy_bounds": "evidence",
-        "kernels_available": "logspace.kernels",
+        "kernels_available": "kernels",
         "log_spaced_partition": "bounds",
         "mutual_information_bounds": "evidence",
         "upper_bound": "evidence",

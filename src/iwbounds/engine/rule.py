@@ -55,6 +55,6 @@ class Rule:
         """Value and coefficients from one pass of a GPU kernel, where one serves this bound, gradient and device."""
         if not log_w.is_cuda or bound.power_mean is None:
             return None
-        from iwbounds.logspace.kernels import runs_kernel
+        from iwbounds.kernels import runs_kernel
 
         return self.gradient.fused(bound.power_mean, log_w) if runs_kernel(log_w) else None

@@ -104,9 +104,9 @@ class Gradient(ABC):
         """
         if type(self).from_derivatives is Gradient.from_derivatives:
             return None
-        from iwbounds.logspace.kernels import fused_bound
+        from iwbounds.kernels import fused_bound
 
-        found = fused_bound(log_w, power=power_mean[0], share=power_mean[1], kernel=kernel)
+        found = fused_bound(log_w, *power_mean, kernel=kernel)
         coefficients = self.from_derivatives(found.model, found.path)
         return None if coefficients is None else (found.value, coefficients)
 

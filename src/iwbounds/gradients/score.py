@@ -117,7 +117,7 @@ class VIMCO(Gradient):
     ) -> tuple[Tensor, Coefficients] | None:
         if power_mean != (1.0, 0.0) or log_w.shape[0] == 1:
             return None
-        from iwbounds.logspace.kernels import fused_vimco
+        from iwbounds.kernels import fused_vimco
 
         found = fused_vimco(log_w, geometric=self.geometric, kernel=kernel)
         return found.value, Coefficients(model=found.model, score=found.score)
