@@ -54,7 +54,7 @@ def test_the_plain_reference_equals_the_bound(how, bound, row):
 @pytest.mark.parametrize("beta", [0.25, 0.9])
 def test_ciwae_is_the_convex_mixture(size, beta, device, launches):
     x = log_weights(*size, dtype=torch.float64, device=device)
-    found = fused_bound(x, elbo_weight=beta, kernel=True)
+    found = fused_bound(x, elbo_part=beta, kernel=True)
     for got, elbo, iwae in zip(found, expected(ELBO(), x), expected(IWAE(), x), strict=True):
         assert_near(got, beta * elbo + (1 - beta) * iwae, torch.float64, size[0])
 
@@ -125,7 +125,7 @@ def test_coefficients_are_constants_and_the_path_is_made_on_request(device, laun
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [({"power": torch.inf}, "finite power"), ({"elbo_weight": 1.5}, r"elbo_weight in \[0, 1\]")],
+    [({"power": torch.inf}, "finite power"), ({"elbo_part": 1.5}, r"elbo_part in \[0, 1\]")],
     ids=str,
 )
 def test_wrong_means_are_refused(options, words):

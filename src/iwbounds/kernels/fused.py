@@ -39,19 +39,19 @@ class FusedVIMCO(NamedTuple):
 
 
 def fused_bound(
-    log_w: Tensor, power: float = 1.0, elbo_weight: float = 0.0, *, path: bool = True, kernel: bool | None = None
+    log_w: Tensor, power: float = 1.0, elbo_part: float = 0.0, *, path: bool = True, kernel: bool | None = None
 ) -> FusedBound:
     r"""Value and pathwise coefficients of a power-mean bound, from one read of the log-weights.
 
     .. math:: L = s\,\frac1K\sum_k \log w_k + (1-s)\,\frac1p\log\frac1K\sum_k w_k^p
 
-    With power p and ELBO weight s this is IWAE (1, 0), Rényi (1 − α, 0), the ELBO (any p, 1), CIWAE(β) (1, β).
+    With power p and ELBO part s this is IWAE (1, 0), Rényi (1 − α, 0), the ELBO (any p, 1), CIWAE(β) (1, β).
     Reparameterised and STL gradients use c (``model``), DReG uses c and c − h (``path``).
 
     Args:
         log_w: ``(K, *batch)`` nats, any strides; detached inside.
         power: p, finite; 0 is the mean of the log-weights.
-        elbo_weight: s in [0, 1].
+        elbo_part: s in [0, 1].
         path: whether c − h is wanted.
         kernel: None: a kernel on CUDA; True: a kernel or an error; False: the reference.
 
@@ -62,22 +62,22 @@ def fused_bound(
     p < 0), and has coefficient 0 elsewhere. NaN and +inf as :func:`iwbounds.log_mean_exp`.
 
     Raises:
-        ValueError: infinite ``power``, ``elbo_weight`` outside [0, 1], no samples.
+        ValueError: infinite ``power``, ``elbo_part`` outside [0, 1], no samples.
         TypeError: not floating.
         RuntimeError: ``kernel=True`` where none can run.
 
     >>> fused_bound(torch.tensor([0.0, 0.0, -torch.inf, -torch.inf])).model
     tensor([0.5000, 0.5000, 0.0000, 0.0000])
     """
-    power, elbo_weight = _checked_mean(power, elbo_weight)
+    power, elbo_part = _checked_mean(power, elbo_part)
     full = promoted(log_w).detach()
     if not runs_kernel(full, kernel):
-        return _plain_bound(full, power, elbo_weight, path)
+        return _plain_bound(full, power, elbo_part, path)
     from iwbounds.kernels.triton_bound import launch_bound
 
     x, value, c = _inputs_and_outputs(log_w)
     b = torch.empty_like(c) if path else None
-    launch_bound(x, value, c, b, power, elbo_weight)
+    launch_bound(x, value, c, b, power, elbo_part)
     shape = log_w.shape
     return FusedBound(value.reshape(shape[1:]), c.reshape(shape), None if b is None else b.reshape(shape))
 
@@ -112,16 +112,16 @@ def fused_vimco(log_w: Tensor, *, geometric: bool = False, kernel: bool | None =
     return FusedVIMCO(value.reshape(log_w.shape[1:]), c.reshape(log_w.shape), score.reshape(log_w.shape))
 
 
-def _plain_bound(x: Tensor, power: float, elbo_weight: float, path: bool) -> FusedBound:
+def _plain_bound(x: Tensor, power: float, elbo_part: float, path: bool) -> FusedBound:
     """The formulas of the README's section 1, read aloud."""
     # The mean of the logs and a mean of negative powers are −inf as soon as one weight is zero.
-    void = x.isneginf().any(0) & (elbo_weight > 0 or power < 0)
-    rest = 1 - elbo_weight
+    void = x.isneginf().any(0) & (elbo_part > 0 or power < 0)
+    rest = 1 - elbo_part
     # Without its own branch the unused mean would bring 0 * inf into the sum.
     power_mean, v = (log_power_mean(x, power), power_weights(x, power)) if rest else (0.0, torch.zeros_like(x))
-    mean = elbo_weight * sample_mean(x) if elbo_weight else 0.0
-    c = elbo_weight / x.shape[0] + rest * v
-    c_minus_h = elbo_weight / x.shape[0] + rest * v * ((1 - power) + power * v)
+    mean = elbo_part * sample_mean(x) if elbo_part else 0.0
+    c = elbo_part / x.shape[0] + rest * v
+    c_minus_h = elbo_part / x.shape[0] + rest * v * ((1 - power) + power * v)
     value = torch.as_tensor(mean + rest * power_mean).masked_fill(void, -torch.inf)
     return FusedBound(value, c.masked_fill(void, 0.0), c_minus_h.masked_fill(void, 0.0) if path else None)
 
@@ -138,13 +138,13 @@ def _plain_vimco(x: Tensor, geometric: bool) -> FusedVIMCO:
     return FusedVIMCO(plain_log_mean_exp(x), w, score.nan_to_num(nan=torch.nan, posinf=0.0, neginf=0.0))
 
 
-def _checked_mean(power: float, elbo_weight: float) -> tuple[float, float]:
-    """The two numbers of the mean; power 0, the mean of the log-weights, is the ELBO, and so is ELBO weight 1."""
+def _checked_mean(power: float, elbo_part: float) -> tuple[float, float]:
+    """The two numbers of the mean; power 0, the mean of the log-weights, is the ELBO, and so is ELBO part 1."""
     if not math.isfinite(power):
         raise ValueError(f"expected a finite power; got {power}. Use amax or amin for an infinite one.")
-    if not 0 <= elbo_weight <= 1:
-        raise ValueError(f"expected an elbo_weight in [0, 1]; got {elbo_weight}. 0 is the power mean, 1 the ELBO.")
-    return (1.0, 1.0) if power == 0 or elbo_weight == 1 else (float(power), float(elbo_weight))
+    if not 0 <= elbo_part <= 1:
+        raise ValueError(f"expected an elbo_part in [0, 1]; got {elbo_part}. 0 is the power mean, 1 the ELBO.")
+    return (1.0, 1.0) if power == 0 or elbo_part == 1 else (float(power), float(elbo_part))
 
 
 def _inputs_and_outputs(log_w: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -113,11 +113,11 @@ def _combine(
 @triton.jit
 def _write(
     x, states, value, model, path, count, batch, xk, xi,
-    sign: "fp64", order: "fp64", elbo_weight: "fp64",  # noqa: F821
+    sign: "fp64", order: "fp64", elbo_part: "fp64",  # noqa: F821
     whole: tl.constexpr, has_path: tl.constexpr, acc: tl.constexpr, block_k: tl.constexpr, block_b: tl.constexpr,
 ):  # fmt: skip
     """Value, c and c − h of a tile, from the state of its data."""
-    sign, order, elbo_weight = tl.full((1,), sign, acc), tl.full((1,), order, acc), tl.full((1,), elbo_weight, acc)
+    sign, order, elbo_part = tl.full((1,), sign, acc), tl.full((1,), order, acc), tl.full((1,), elbo_part, acc)
     k, i, valid = place(count, batch, block_k, block_b)
     x = load(x, k, i, valid, xk, xi, acc)
     if whole:  # noqa: SIM108
@@ -126,19 +126,19 @@ def _write(
         state = load_state(states, 0, 1, i, batch, i < batch)
     ref, total, excess, spread, dead, n = state
     # The mean of the logs and a mean of negative powers are −inf as soon as one weight is zero.
-    void = (dead > 0.0) & ((elbo_weight > 0.0) | (sign < 0.0))
-    rest = 1.0 - elbo_weight
+    void = (dead > 0.0) & ((elbo_part > 0.0) | (sign < 0.0))
+    rest = 1.0 - elbo_part
     # Every program of a column has the state; one of them writes the value.
     if tl.program_id(1) == 0:
         mean = sign * (finite(ref) + spread / n)
         power_mean = sign * (ref + log_mean(total, excess, n) / order)
         # Each part is dropped where its weight is 0, since 0 · inf is NaN.
-        found = tl.where(elbo_weight > 0.0, elbo_weight * mean, 0.0) + tl.where(rest > 0.0, rest * power_mean, 0.0)
+        found = tl.where(elbo_part > 0.0, elbo_part * mean, 0.0) + tl.where(rest > 0.0, rest * power_mean, 0.0)
         tl.store(value + i, tl.where(void, -float("inf"), found), mask=i < batch)
     # S ≥ 1 where a weight lives; 1/2 in place of 0 makes the coefficients of dead data 0 / 0.5 = 0.
     v = tl.exp(order * (sign * x - finite(ref)[None, :])) / tl.where(total < 0.5, 0.5, total)[None, :]
     power = sign * order
-    uniform = (elbo_weight / n)[None, :]
+    uniform = (elbo_part / n)[None, :]
     at = k[:, None] * batch + i[None, :]
     c = uniform + tl.where(rest > 0.0, rest * v, 0.0)
     tl.store(model + at, tl.where(void[None, :], 0.0, c), mask=valid)
@@ -178,13 +178,13 @@ def _backward(
     tl.store(out + k[:, None] * batch + i[None, :], g[None, :] * w, mask=valid)
 
 
-def launch_bound(x, value, model, path, power, elbo_weight) -> None:
+def launch_bound(x, value, model, path, power, elbo_part) -> None:
     """Fill ``value`` ``(batch)``, c and (unless None) c − h ``(K, batch)`` from log-weights ``(K, batch)``."""
     sign, order = (-1.0 if power < 0 else 1.0), abs(power)
     tiles, acc = tiling(*x.shape), accumulator(x)
     states = _states(x, tiles, sign, order, value) if tiles.parts > 1 else None
     launch(
-        _write, tiles, x, states, value, model, path, *x.shape, *x.stride(), sign, order, elbo_weight,
+        _write, tiles, x, states, value, model, path, *x.shape, *x.stride(), sign, order, elbo_part,
         whole=states is None, has_path=path is not None, acc=acc,
     )  # fmt: skip
 
