@@ -1,11 +1,50 @@
 """Variational bounds for PyTorch: multi-sample objectives, low-variance gradients, honest evidence estimates."""
 
-from typing import TYPE_CHECKING
-
-from iwbounds._lazy import lazy_attributes
-from iwbounds.bounds import ELBO, IWAE, Bound, Direction, Renyi
-from iwbounds.diagnostics import effective_sample_size, pareto_k
-from iwbounds.engine import Estimate, accumulate, estimate, resampling_variance
+from iwbounds import (
+    densities,
+)
+from iwbounds.bounds import (
+    CIWAE,
+    CUBO,
+    ELBO,
+    EUBO,
+    IWAE,
+    MIWAE,
+    SUMO,
+    TVO,
+    Bound,
+    Derivatives,
+    Direction,
+    IncompleteUStatistic,
+    Jackknife,
+    Renyi,
+    UStatistic,
+    log_spaced_partition,
+)
+from iwbounds.certificates import (
+    lower_confidence_bound,
+    mean_confidence_bound,
+)
+from iwbounds.diagnostics import (
+    effective_sample_size,
+    pareto_k,
+)
+from iwbounds.engine import (
+    Estimate,
+    accumulate,
+    estimate,
+    resampling_variance,
+)
+from iwbounds.evidence import (
+    CertifiedEvidence,
+    EvidenceReport,
+    StreamingWeights,
+    certify,
+    entropy_bounds,
+    evaluate,
+    mutual_information_bounds,
+    upper_bound,
+)
 from iwbounds.gradients import (
     OVIS,
     STL,
@@ -19,38 +58,22 @@ from iwbounds.gradients import (
     ScoreFunction,
     Wake,
 )
-from iwbounds.logspace import leave_one_out_log_mean_exp, log_mean_exp, normalized_weights
-from iwbounds.proposals import Proposal
+from iwbounds.kernels import (
+    kernels_available,
+)
+from iwbounds.logspace import (
+    leave_one_out_log_mean_exp,
+    log_mean_exp,
+    normalized_weights,
+)
+from iwbounds.proposals import (
+    AggregatedPosterior,
+    ExtendedProposal,
+    HierarchicalProposal,
+    Proposal,
+)
 
-if TYPE_CHECKING:
-    from iwbounds import densities
-    from iwbounds.bounds import (
-        CIWAE,
-        CUBO,
-        EUBO,
-        MIWAE,
-        SUMO,
-        TVO,
-        IncompleteUStatistic,
-        Jackknife,
-        UStatistic,
-        log_spaced_partition,
-    )
-    from iwbounds.certificates import lower_confidence_bound, mean_confidence_bound
-    from iwbounds.evidence import (
-        CertifiedEvidence,
-        EvidenceReport,
-        StreamingWeights,
-        certify,
-        entropy_bounds,
-        evaluate,
-        mutual_information_bounds,
-        upper_bound,
-    )
-    from iwbounds.logspace.kernels import kernels_available
-    from iwbounds.proposals import AggregatedPosterior, DirectedLogDensity, HierarchicalProposal
-
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "CIWAE",
@@ -70,10 +93,11 @@ __all__ = [
     "Coefficients",
     "DReG",
     "DReGWake",
-    "DirectedLogDensity",
+    "Derivatives",
     "Direction",
     "Estimate",
     "EvidenceReport",
+    "ExtendedProposal",
     "Gradient",
     "HierarchicalProposal",
     "IncompleteUStatistic",
@@ -105,34 +129,3 @@ __all__ = [
     "resampling_variance",
     "upper_bound",
 ]
-
-__getattr__ = lazy_attributes(
-    __name__,
-    {
-        "AggregatedPosterior": "proposals",
-        "CIWAE": "bounds",
-        "CUBO": "bounds",
-        "CertifiedEvidence": "evidence",
-        "DirectedLogDensity": "proposals",
-        "EUBO": "bounds",
-        "EvidenceReport": "evidence",
-        "HierarchicalProposal": "proposals",
-        "IncompleteUStatistic": "bounds",
-        "Jackknife": "bounds",
-        "MIWAE": "bounds",
-        "SUMO": "bounds",
-        "StreamingWeights": "evidence",
-        "TVO": "bounds",
-        "UStatistic": "bounds",
-        "certify": "evidence",
-        "densities": "",
-        "entropy_bounds": "evidence",
-        "evaluate": "evidence",
-        "kernels_available": "logspace.kernels",
-        "log_spaced_partition": "bounds",
-        "lower_confidence_bound": "certificates",
-        "mean_confidence_bound": "certificates",
-        "mutual_information_bounds": "evidence",
-        "upper_bound": "evidence",
-    },
-)

@@ -16,7 +16,7 @@ import torch
 collect_ignore = ["triton_compile.py"]
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-KERNELS = ("bound", "rest", "leave_one_out", "nested", "mean", "bernoulli", "gaussian")
+KERNELS = ("bound", "leave_one_out", "densities")
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
@@ -26,7 +26,7 @@ def _import_interpreted():
     before = os.environ.get("TRITON_INTERPRET")
     os.environ["TRITON_INTERPRET"] = "1"
     for name in KERNELS:
-        importlib.import_module(f"iwbounds.logspace.kernels.triton_{name}")
+        importlib.import_module(f"iwbounds.kernels.triton_{name}")
     if before is None:
         del os.environ["TRITON_INTERPRET"]
 
@@ -53,9 +53,9 @@ def launches(monkeypatch):
     """Modules of the kernels launched so far: a test asserts on it that the kernel ran, and not the reference."""
     if DEVICE == "cpu":
         monkeypatch.setenv("TRITON_INTERPRET", "1")
-    from iwbounds.logspace.kernels import launch as module
+    from iwbounds.kernels import triton_tiles
 
-    names, run = [], module.launch
+    names, run = [], triton_tiles.launch
 
     def record(kernel, *arguments, **constants):
         names.append(kernel.fn.__module__.rsplit(".", 1)[-1] + kernel.fn.__name__)
@@ -63,7 +63,7 @@ def launches(monkeypatch):
             run(kernel, *arguments, **constants)
 
     for name in KERNELS:
-        monkeypatch.setattr(f"iwbounds.logspace.kernels.triton_{name}.launch", record)
+        monkeypatch.setattr(f"iwbounds.kernels.triton_{name}.launch", record)
     return names
 
 
@@ -86,9 +86,9 @@ def nan_filled(monkeypatch):
 @pytest.fixture
 def small_tiles(monkeypatch):
     """Tiles so small that forty samples are cut into parts, and the parts are combined more than once."""
-    from iwbounds.logspace.kernels import launch, triton_bound, triton_rest
+    from iwbounds.kernels import triton_bound, triton_leave_one_out, triton_tiles
 
-    monkeypatch.setattr(launch, "LARGEST", 16)
-    monkeypatch.setattr(launch, "USUAL", 16)
+    monkeypatch.setattr(triton_tiles, "LARGEST", 16)
+    monkeypatch.setattr(triton_tiles, "USUAL", 16)
     monkeypatch.setattr(triton_bound, "COMBINED", 4)
-    monkeypatch.setattr(triton_rest, "COMBINED", 4)
+    monkeypatch.setattr(triton_leave_one_out, "COMBINED", 4)

@@ -7,8 +7,9 @@ import sys
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 
-from iwbounds.logspace.kernels import dispatch, fused_bound, fused_log_mean_exp, fused_nested, kernels_available
+from iwbounds.kernels import dispatch, fused_bound, fused_log_mean_exp, kernels_available, runs_kernel
 
 ON_GPU = torch.cuda.is_available()
 
@@ -47,15 +48,20 @@ def test_availability_follows_device_and_interpreter(monkeypatch, launches):
     assert not kernels_available("meta")
 
 
-def test_too_many_inner_samples_for_a_kernel(monkeypatch, launches):
-    monkeypatch.setattr(dispatch, "MOST_INNER", 2)
-    with pytest.raises(RuntimeError, match="at most 2 inner samples"):
-        fused_nested(torch.zeros(2), torch.zeros(2, 3), kernel=True)
+def test_an_explicit_kernel_is_refused_where_only_plain_code_will_do(launches):
+    x = torch.zeros(3, 2)
+    with pytest.raises(RuntimeError, match="forward-mode AD need plain code"):
+        torch.func.vmap(lambda t: fused_log_mean_exp(t, kernel=True))(x)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x, torch.ones_like(x))
+        with pytest.raises(RuntimeError, match="forward-mode AD need plain code"):
+            fused_log_mean_exp(dual, kernel=True)
+        assert runs_kernel(x, True)
 
 
 def test_importing_and_using_the_package_on_the_cpu_leaves_triton_alone():
     code = (
-        "import sys, torch; from iwbounds.logspace.kernels import fused_bound, kernels_available; "
+        "import sys, torch; from iwbounds.kernels import fused_bound, kernels_available; "
         "fused_bound(torch.zeros(3)); kernels_available(); assert 'triton' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
@@ -69,4 +75,4 @@ def test_every_kernel_compiles_for_a_gpu_that_need_not_be_there(tmp_path):
         [sys.executable, str(script), "90", "float32"], env=environment, capture_output=True, text=True, timeout=200
     )
     assert done.returncode == 0, done.stderr
-    assert len(set(done.stdout.split())) == 17
+    assert len(set(done.stdout.split())) == 15

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from iwbounds import IWAE, VIMCO, effective_sample_size, leave_one_out_log_mean_exp
-from iwbounds.logspace.kernels import fused_leave_one_out_log_mean_exp, fused_vimco
-from tests.logspace.kernels.cases import INF, ROWS, SIZES, assert_near, log_densities
+from iwbounds import IWAE, VIMCO, leave_one_out_log_mean_exp
+from iwbounds.kernels import fused_leave_one_out_log_mean_exp, fused_vimco
+from tests.kernels.cases import DTYPES, INF, ROWS, SIZES, assert_near, log_weights
 
 TWO_OR_MORE = [size for size in SIZES if size[0] > 1]
 FINITE_OR_DEAD = {name: row for name, row in ROWS.items() if not {INF} & set(row)}
@@ -29,9 +29,9 @@ def assert_leave_one_out(x, dtype):
 
 
 @pytest.mark.parametrize("size", TWO_OR_MORE, ids=str)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 def test_leave_one_out_and_its_gradient(size, dtype, device, launches, nan_filled):
-    assert_leave_one_out(log_densities(*size, dtype=dtype, device=device)[0], dtype)
+    assert_leave_one_out(log_weights(*size, dtype=dtype, device=device), dtype)
     assert "triton_leave_one_out_leave_one_out" in launches
     assert "triton_leave_one_out_backward" in launches
 
@@ -50,19 +50,19 @@ def test_an_infinite_weight_reaches_all_the_others(device, launches):
 
 
 def test_parts_of_parts_give_the_same(device, launches, small_tiles, nan_filled):
-    x, _ = log_densities(40, 3, dtype=torch.float64, device=device)
+    x = log_weights(40, 3, dtype=torch.float64, device=device)
     x[7, 0], x[:, 1], x[35:, 2] = -INF, -INF, x[:, 2].max()
     assert_leave_one_out(x, torch.float64)
-    assert launches.count("triton_rest_combine") > 1
+    assert launches.count("triton_leave_one_out_combine") > 1
 
 
-def assert_vimco(log_p, log_q, geometric, dtype):
-    x = log_p.double() if log_q is None else log_p.double() - log_q.double()
-    found = fused_vimco(log_p, log_q, geometric=geometric, kernel=True)
-    wanted = VIMCO(geometric).coefficients(IWAE(), x)
-    pairs = [IWAE()(x), effective_sample_size(x), x, wanted.model, wanted.score]
-    largest = x[x.isfinite()].abs().max().item() if x.isfinite().any() else 1.0
-    for got, want, scale in zip(found, pairs, (max(1.0, largest), x.shape[0], 1.0, 1.0, 10.0), strict=True):
+def assert_vimco(x, geometric, dtype, kernel=True):
+    found = fused_vimco(x, geometric=geometric, kernel=kernel)
+    exact = x.double()
+    wanted = VIMCO(geometric).coefficients(IWAE(), exact)
+    largest = exact[exact.isfinite()].abs().max().item() if exact.isfinite().any() else 1.0
+    triples = zip(found, (IWAE()(exact), wanted.model, wanted.score), (max(1.0, largest), 1.0, 10.0), strict=True)
+    for got, want, scale in triples:
         assert_near(got, want, dtype, scale)
 
 
@@ -73,7 +73,7 @@ arithmetic_or_geometric = pytest.mark.parametrize("geometric", [False, True], id
 @pytest.mark.parametrize("size", TWO_OR_MORE, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_vimco_equals_the_estimator_in_float64(geometric, size, dtype, device, launches, nan_filled):
-    assert_vimco(*log_densities(*size, dtype=dtype, device=device), geometric, dtype)
+    assert_vimco(log_weights(*size, dtype=dtype, device=device), geometric, dtype)
     assert "triton_leave_one_out_vimco" in launches
 
 
@@ -82,14 +82,15 @@ def test_vimco_equals_the_estimator_in_float64(geometric, size, dtype, device, l
 def test_vimco_of_extreme_weights(geometric, row, device, launches, nan_filled):
     x = torch.tensor(row, dtype=torch.float64, device=device).unsqueeze(1).repeat(1, 2)
     x[:, 1] = torch.arange(4.0)
-    assert_vimco(x, None, geometric, torch.float64)
+    assert_vimco(x, geometric, torch.float64)
+    assert_vimco(x, geometric, torch.float64, kernel=False)
 
 
 @arithmetic_or_geometric
 def test_vimco_of_parts_of_parts(geometric, device, launches, small_tiles, nan_filled):
-    log_p, log_q = log_densities(40, 3, dtype=torch.float64, device=device)
-    log_p[7, 0] = -INF
-    assert_vimco(log_p, log_q, geometric, torch.float64)
+    x = log_weights(40, 3, dtype=torch.float64, device=device)
+    x[7, 0] = -INF
+    assert_vimco(x, geometric, torch.float64)
 
 
 @pytest.mark.parametrize("function", [fused_vimco, fused_leave_one_out_log_mean_exp])

@@ -10,16 +10,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from iwbounds.logspace.kernels import (
-    launch,
-    triton_bernoulli,
-    triton_bound,
-    triton_gaussian,
-    triton_leave_one_out,
-    triton_mean,
-    triton_nested,
-    triton_rest,
-)
+from iwbounds.kernels import triton_bound, triton_densities, triton_leave_one_out, triton_tiles
 
 compiled = set()
 
@@ -53,28 +44,26 @@ def compile_instead(kernel, tiles, *arguments, **constants):
 
 
 def every_kernel(dtype):
-    x, v, row, per = (torch.zeros(*s, dtype=dtype) for s in ((8, 4), (8, 2, 4), (4,), (8, 4)))
-    triton_bound.launch_bound(x, x, (row, row, per, per, per), 0.5, 0.3)
-    triton_mean.launch_mean(x, row, row, row)
-    triton_mean.launch_mean_backward(row, x, row, row, per)
-    triton_leave_one_out.launch_leave_one_out(x, per)
-    triton_leave_one_out.launch_leave_one_out_backward(x, x, per)
-    triton_leave_one_out.launch_vimco(x, x, (row, row, per, per, per), True)
-    triton_nested.launch_nested(x, v, (row, row, per, per, per, v, v), 0.5, 0.3)
-    event = torch.zeros(2, 3, 8, dtype=dtype)
-    triton_bernoulli.launch_bernoulli(event, event, per)
-    triton_bernoulli.launch_bernoulli_backward(event[..., 0], event, event, event)
-    triton_gaussian.launch_gaussian((event, event, event), per)
-    triton_gaussian.launch_gaussian_backward(event[..., 0], (event, event, event), (event, event[0], event[0]))
+    x, row = torch.zeros(8, 4, dtype=dtype), torch.zeros(4, dtype=dtype)
+    triton_bound.launch_bound(x, row, x, x, 0.5, 0.3)
+    triton_bound.launch_mean(x, row, row, row)
+    triton_bound.launch_mean_backward(row, x, row, row, x)
+    triton_leave_one_out.launch_leave_one_out(x, x)
+    triton_leave_one_out.launch_leave_one_out_backward(x, x, x)
+    triton_leave_one_out.launch_vimco(x, row, x, x, True)
+    event, each = torch.zeros(2, 3, 8, dtype=dtype), torch.zeros(2, 3, dtype=dtype)
+    triton_densities.launch_bernoulli(event, event, each)
+    triton_densities.launch_bernoulli_backward(each, event, event, event)
+    triton_densities.launch_gaussian((event, event, event), each)
+    triton_densities.launch_gaussian_backward(each, (event, event, event), (event, event[0], event[0]))
 
 
 def main():
-    for module in (triton_bound, triton_mean, triton_leave_one_out, triton_nested, triton_bernoulli, triton_gaussian):
+    for module in (triton_bound, triton_leave_one_out, triton_densities):
         module.launch = compile_instead
-    triton_rest.launch = compile_instead
-    launch.USUAL = 16
+    triton_tiles.USUAL = 16
     for dtype in sys.argv[2:]:
-        for launch.LARGEST in (1 << 14, 4):
+        for triton_tiles.LARGEST in (1 << 14, 4):
             every_kernel(getattr(torch, dtype))
 
 

@@ -21,11 +21,11 @@ ROWS = {
 }
 
 
-def log_densities(count, *batch, dtype, device, spread=3.0):
-    """Two independent log-densities; the weights' effective sample size is a small part of ``count``."""
+def log_weights(count, *batch, dtype, device, spread=4.0):
+    """Log-weights whose effective sample size is a small part of ``count``."""
     generator = torch.Generator().manual_seed(count)
-    pair = torch.randn(2, count, *batch, generator=generator, dtype=torch.float64) * spread
-    return [x.to(dtype).to(device) for x in pair]
+    x = torch.randn(count, *batch, generator=generator, dtype=torch.float64) * spread
+    return x.to(dtype).to(device)
 
 
 def assert_near(found, expected, dtype, scale=1.0):
