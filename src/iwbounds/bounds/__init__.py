@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from iwbounds.bounds.incomplete_u_statistic import IncompleteUStatistic
     from iwbounds.bounds.jackknife import Jackknife
     from iwbounds.bounds.miwae import MIWAE
+    from iwbounds.bounds.reverse import ReverseIWAE
     from iwbounds.bounds.sumo import SUMO
     from iwbounds.bounds.tvo import EUBO, TVO, log_spaced_partition
     from iwbounds.bounds.u_statistic import UStatistic
@@ -32,6 +33,7 @@ __all__ = [
     "IncompleteUStatistic",
     "Jackknife",
     "Renyi",
+    "ReverseIWAE",
     "UStatistic",
     "log_spaced_partition",
 ]
@@ -45,6 +47,7 @@ __getattr__ = lazy_attributes(
         "IncompleteUStatistic": "incomplete_u_statistic",
         "Jackknife": "jackknife",
         "MIWAE": "miwae",
+        "ReverseIWAE": "reverse",
         "SUMO": "sumo",
         "TVO": "tvo",
         "UStatistic": "u_statistic",
