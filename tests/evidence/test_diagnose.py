@@ -112,7 +112,7 @@ def test_snr_without_signal_is_zero_and_without_noise_infinite():
 
 
 def test_dreg_gains_where_the_reparameterised_gradient_loses():
-    """Slopes of −1/2 and +1/2 in log K: from K = 4 to 256 a factor of 8 down and up; 2 is far from chance."""
+    """Slopes of −1/2 and +1/2 in log K once K is large: at 256 samples far more than a factor of 2 apart."""
     loc = torch.full((50,), 0.3, dtype=torch.float64, requires_grad=True)
 
     def build():
@@ -126,7 +126,7 @@ def test_dreg_gains_where_the_reparameterised_gradient_loses():
         for gradient in (iw.Reparameterized(), iw.DReG())
     }
     assert ratio[iw.Reparameterized()][1] < ratio[iw.Reparameterized()][0] / 2
-    assert ratio[iw.DReG()][1] > 2 * ratio[iw.DReG()][0]
+    assert ratio[iw.DReG()][1] > 2 * ratio[iw.Reparameterized()][1]
 
 
 def test_health_of_equal_and_of_collapsed_weights():
@@ -186,10 +186,20 @@ def logistic_regression(width=30, count=100):
     return log_joint
 
 
-def trained(learning_rate, steps=60):
-    """IWAE with K = 32 and a full covariance from the prior on, as in the run that ended −250 nats away in silence."""
+def laplace(log_joint, width=30):
+    """Mode and Cholesky factor of the covariance there."""
+    loc = torch.zeros(width)
+    for _ in range(20):
+        hessian = torch.func.hessian(log_joint)(loc)
+        loc = loc - torch.linalg.solve(hessian, torch.func.grad(log_joint)(loc))
+    return loc, torch.linalg.cholesky(torch.linalg.inv(-hessian))
+
+
+def trained(learning_rate, good_start=False, steps=60):
+    """IWAE with K = 32 and a full covariance, as in the run that ended −250 nats away in silence."""
     log_joint, width = logistic_regression(), 30
-    loc, factor = torch.zeros(width, requires_grad=True), torch.eye(width).requires_grad_()
+    loc, factor = laplace(log_joint) if good_start else (torch.zeros(width), torch.eye(width))
+    loc, factor = loc.requires_grad_(), factor.requires_grad_()
     optimizer = torch.optim.Adam([loc, factor], learning_rate)
     monitor = HealthMonitor(patience=20)
     for _ in range(steps):
@@ -207,3 +217,9 @@ def test_training_that_has_gone_wrong_is_noticed():
     torch.manual_seed(6)
     with pytest.warns(UnhealthyWeights, match="Take a smaller learning rate"):
         assert trained(learning_rate=0.2).warned
+
+
+def test_training_that_goes_well_is_left_alone():
+    """From the mode's Gaussian, with small steps; warnings are errors here."""
+    torch.manual_seed(7)
+    assert not trained(learning_rate=0.0005, good_start=True).warned

@@ -63,18 +63,18 @@ def test_standard_errors_are_calibrated():
 
 
 def test_batch_means_know_that_chain_draws_say_less():
-    """Chains of correlation 0.8: an error that took them for independent would be too small by a factor of about 3.
+    """Chains of correlation 0.6: an error that took them for independent would be too small by a factor of about 2.
 
-    Batches of √1600 states leave it some 5 % short; with 3 % of noise from 500 runs, 0.85 to 1.2 is the range.
+    Batches of √600 states leave it some 5 % short; with 3 % of noise from 500 runs, 0.85 to 1.2 is the range.
     """
     log_joint, q, _ = shifted()
-    draws = autoregressive(6_400, 4, RUNS, 0.8, seed=1)
+    draws = autoregressive(2_400, 4, RUNS, 0.6, seed=1)
     torch.manual_seed(1)
     found = sandwich(log_joint, q, draws, 1_000, chains=4)
     z = (found.upper.value + 3.0) / found.upper.standard_error
     assert 0.85 < z.std() < 1.2
     naive = sandwich(log_joint, q, draws, 2, exact=True).upper
-    assert ((naive.value + 3.0) / naive.standard_error).std() > 2
+    assert ((naive.value + 3.0) / naive.standard_error).std() > 1.5
 
 
 def test_certificates_fail_no_more_often_than_they_say():
