@@ -264,8 +264,9 @@ class _Errors:
         size = math.isqrt(per_chain.shape[1])
         count = per_chain.shape[1] // size
         # The last few draws that fill no batch are left out of the variance alone.
-        means = per_chain[:, : count * size].unflatten(1, (count, size)).mean(2).flatten(0, 1)
-        return means.var(0) * size / len(x)
+        whole = per_chain[:, : count * size].reshape(-1, size, *x.shape[1:])
+        means = whole.mean(1)
+        return means.var(0) * (size / len(x))
 
 
 def _iid_variance(x: Tensor) -> Tensor:
