@@ -1,7 +1,7 @@
 """Missing pixels of handwritten digits, filled in by posterior expectations under importance weights (MIWAE).
 
-Half of the pixels of every image are missing, in training too. The model is fitted to the observed ones: the bound needs
-nothing but p(observed, z). What is missing is then imputed by its posterior expectation given what is observed.
+Half of the pixels of every image are missing, in training too. The model is fitted to the observed ones: the bound
+needs nothing but p(observed, z). What is missing is then imputed by its posterior expectation given what is observed.
 
 Reference: Mattei and Frellsen (2019), MIWAE: Deep Generative Modelling and Imputation of Incomplete Data Sets,
 arXiv:1812.02633.
@@ -116,7 +116,7 @@ def draw_figure(imputed: dict[str, Tensor], data: Incomplete, options: argparse.
     rows = {"data": data.x, "observed": torch.where(data.observed == 1, data.x, 0.5)}
     for name, p in imputed.items():
         rows[name] = torch.where(data.observed == 1, data.x, p)
-    figure, axis = pyplot().subplots(figsize=(11, 1.0 + 0.75 * len(rows)), layout="constrained")
+    figure, axis = pyplot().subplots(figsize=(11, 0.4 + 0.66 * len(rows)), layout="constrained")
     title = "Half of the pixels are missing (grey), and imputed"
     show_rows(axis, title, {name: images[chosen][:14] for name, images in rows.items()})
     save_figure(figure, options.out)
