@@ -121,7 +121,7 @@ def complete(
     backward_samples = _part_of(count, "backward_samples", backward_samples)
     live = None if samples is None else any(z.requires_grad for z in latent_leaves(samples))
     chosen = gradient or _default(bound, given, count, live)
-    _check_rule(bound, chosen, proposal_bound, count, given)
+    _check_rule(bound, chosen, proposal_bound, count, given, samples)
     if given.needs_own_samples:
         _refuse_parts(given, chunk_size=chunk_size, backward_samples=backward_samples)
     if chosen.pathwise and not _has_path(given) and (samples is None or given.mixed):
@@ -174,7 +174,14 @@ def _check_kinds(log_joint: object, bound: object, gradient: object, proposal_bo
         raise TypeError(f"expected {name} to be an instance of iwbounds.{kind.__name__}; got {found}. {made}")
 
 
-def _check_rule(bound: Bound, gradient: Gradient, proposal_bound: Bound | None, count: int, proposal: Proposal) -> None:
+def _check_rule(
+    bound: Bound,
+    gradient: Gradient,
+    proposal_bound: Bound | None,
+    count: int,
+    proposal: Proposal,
+    samples: Latents | None,
+) -> None:
     """Raise where the gradient is wrong for the bound, or a bound cannot take so many samples."""
     if proposal_bound is not None and proposal.mixed:
         raise ValueError(
@@ -190,6 +197,11 @@ def _check_rule(bound: Bound, gradient: Gradient, proposal_bound: Bound | None, 
         raise ValueError(
             f"{gradient!r} is not defined for a reverse model, or whatever else has parameters in the log-joint too: a "
             f"wake update would treat the two apart; got {proposal.name}. Use reverse=None, or DReG()."
+        )
+    if samples is None and any(b is not None and b.needs_posterior_samples for b in (bound, proposal_bound)):
+        raise ValueError(
+            f"{bound!r} is an upper bound at draws of the posterior alone, and estimate draws from the proposal. Pass "
+            "posterior draws as samples=, or call iw.sandwich."
         )
     gradient.check(proposal_bound or bound)
     bound.check_count(count)
