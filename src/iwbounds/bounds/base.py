@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,14 +26,25 @@ class Direction(enum.Enum):
     LOWER = "lower"
     UPPER = "upper"
     NONE = "none"
+    EXACT = "exact"
 
     def __neg__(self) -> Direction:
-        flipped = {Direction.LOWER: Direction.UPPER, Direction.UPPER: Direction.LOWER}
+        flipped = {Direction.LOWER: Direction.UPPER, Direction.UPPER: Direction.LOWER, self.EXACT: self.EXACT}
         return flipped.get(self, Direction.NONE)
 
     def __and__(self, other: Direction) -> Direction:
         """Direction of a sum, or of a monotone composition, of two estimates: kept only where they agree."""
+        if Direction.EXACT in (self, other):
+            return other if self is Direction.EXACT else self
         return self if self is other else Direction.NONE
+
+
+class Derivatives(NamedTuple):
+    """Value, c, and c − h where it was asked for; all detached."""
+
+    value: Tensor
+    gradient: Tensor
+    path: Tensor | None = None
 
 
 _CLOSED_FORMS = {
@@ -77,6 +88,7 @@ class Bound(ABC):
     c − h rule of :class:`iwbounds.DReG` misses the jumps, and DReG refuses the bound."""
     min_samples: int = 1
     """The fewest samples for which the bound is defined."""
+    bounded_ratio: bool = False
     power_mean: tuple[float, float] | None = None
     """(p, s) where the bound is (1 − s) times the log of a power mean plus s times the ELBO: on a GPU one kernel then
     makes value and coefficients. None where it is not."""
@@ -124,6 +136,10 @@ class Bound(ABC):
     def evaluate_path(self, log_w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """L, c and c − h, detached. Override where the three share work."""
         return self(log_w.detach()), *self.path_weights(log_w)
+
+    def differentiate(self, log_w: Tensor, path: bool = False) -> Derivatives:
+        """The value, c, and c − h if ``path``, detached."""
+        return Derivatives(*(self.evaluate_path(log_w) if path else self.evaluate(log_w)))
 
     def frozen(self, log_w: Tensor) -> Bound:  # noqa: ARG002
         """The bound to use for one estimate at log-weights of this shape; another only where the bound is random."""

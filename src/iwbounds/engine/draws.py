@@ -17,6 +17,7 @@ from iwbounds.engine.rule import Rule
 from iwbounds.gradients import VIMCO, DReG, Gradient, Reparameterized, ScoreFunction
 from iwbounds.latents import Latents, latent_leaves, map_latents
 from iwbounds.proposals import LogJoint, Proposal, as_proposal
+from iwbounds.proposals.base import ExtendedProposal
 
 __all__ = ["DEFAULT_NUM_SAMPLES", "Prepared", "prepare"]
 
@@ -43,6 +44,8 @@ def prepare(
     samples: Latents | None = None,
 ) -> Prepared:
     """The arguments of :func:`iwbounds.estimate`, completed and checked; it raises what they are wrong for."""
+    if isinstance(proposal, ExtendedProposal):
+        log_joint, proposal = proposal.extend(log_joint)
     given = as_proposal(proposal)
     log_joint, proposal = given.extended(log_joint)
     gradient = gradient or default_gradient(bound, proposal, num_samples, samples)
@@ -59,7 +62,7 @@ def default_gradient(bound: Bound, proposal: Proposal, num_samples: int | None, 
         pathwise = any(z.requires_grad for z in latent_leaves(samples)) and not proposal.mixed
         count = check_latents(samples, num_samples)
     if pathwise:
-        return DReG() if bound.smooth else Reparameterized()
+        return DReG() if bound.smooth and proposal.independent and proposal.fixed_support else Reparameterized()
     return VIMCO() if count >= 2 else ScoreFunction()
 
 

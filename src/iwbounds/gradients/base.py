@@ -73,6 +73,8 @@ class Gradient(ABC):
     """Whether path = model and score = −path: the total derivative of the bound, for which the engine differentiates
     the log-proposal as it stands and needs no linearisation."""
 
+    needs_fixed_support: bool = True
+    needs_independence: bool = True
     follows_bound: bool = True
     """Whether the proposal follows the bound too. False for wake updates, which follow a divergence of their own."""
 
@@ -90,6 +92,13 @@ class Gradient(ABC):
     def evaluate(self, bound: Bound, log_w: Tensor) -> tuple[Tensor, Coefficients]:
         """The bound and the coefficients. Override where the two share work."""
         return bound(log_w), self.coefficients(bound, log_w)
+
+    def bounded_ratio(self, bound: Bound) -> bool:  # noqa: ARG002
+        """Whether path / model is finite everywhere."""
+        return False
+
+    def update(self, value: Tensor) -> None:  # noqa: B027
+        """Called once per estimate or accumulate call."""
 
     def from_derivatives(self, c: Tensor, c_minus_h: Tensor) -> Coefficients | None:  # noqa: ARG002
         """Coefficients made of c and c − h alone, which a GPU kernel has computed; None where more is needed."""

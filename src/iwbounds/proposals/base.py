@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -14,7 +15,7 @@ from iwbounds.gradients import Gradient
 from iwbounds.latents import Latents, latent_leaves
 from iwbounds.proposals.fixed import fixed_log_prob
 
-__all__ = ["LogJoint", "LogProb", "Proposal", "as_proposal"]
+__all__ = ["ExtendedProposal", "LogJoint", "LogProb", "Proposal", "as_proposal"]
 
 LogJoint: TypeAlias = Callable[[Latents], Tensor]
 """The user's log p(x, z): latents to ``(K, *batch)`` nats."""
@@ -55,21 +56,32 @@ class Proposal:
     name: str = "the proposal"
     samples_per_call: int | None = None
     fixed_log_prob: LogProb | None = None
+    independent: bool = True
+    fixed_support: bool = True
+    needs_own_samples: bool = False
+    total_derivative_only: bool = False
+    joint_has_parameters: bool = False
+    batch_shape: tuple[int, ...] | None = None
+    visible: Callable[[Latents], Latents] | None = None
 
     @property
     def pathwise(self) -> bool:
         """Whether every part is reparameterised."""
-        return all(latent_leaves(self.reparameterized))
+        return self._flags == {True}
 
     @property
     def mixed(self) -> bool:
         """Whether some parts are reparameterised and some are not."""
-        return len(set(latent_leaves(self.reparameterized))) > 1
+        return len(self._flags) > 1
+
+    @property
+    def _flags(self) -> set[bool]:
+        return {bool(flag) for flag in latent_leaves(self.reparameterized) if flag is not None}
 
     def log_prob_parts(self, latents: Latents, log_prob: LogProb | None = None) -> list[Any]:
         """One log-density per part where ``reparameterized`` speaks of parts, else the one there is."""
         log_q = (log_prob or self.log_prob)(latents)
-        return [log_q] if isinstance(self.reparameterized, bool) else list(latent_leaves(log_q))
+        return [log_q] if isinstance(self.reparameterized, bool) else [part for part in latent_leaves(log_q) if part is not None]
 
     def check(self, gradient: Gradient, proposal_bound: Bound | None) -> None:
         """Raise ValueError where a gradient, or another bound for the proposal, is wrong for this proposal."""
@@ -77,6 +89,17 @@ class Proposal:
     def extended(self, log_joint: LogJoint) -> tuple[LogJoint, Proposal]:
         """The log-joint and the proposal that the engine works on; they differ from the user's for extended latents."""
         return log_joint, self
+
+
+class ExtendedProposal(ABC):
+    """A proposal over more than z: auxiliary variables, a chain, a stratum. It says what the engine is to work on."""
+
+    name: str = "the proposal"
+    has_rsample: bool = True
+
+    @abstractmethod
+    def extend(self, log_joint: LogJoint) -> tuple[LogJoint, Proposal]:
+        """The log-joint of the extended latent, made of the user's (which receives z alone), and its proposal."""
 
 
 def as_proposal(proposal: Distribution | Proposal) -> Proposal:
@@ -96,6 +119,7 @@ def as_proposal(proposal: Distribution | Proposal) -> Proposal:
             type(proposal).__name__,
             _samples_per_call(proposal),
             fixed_log_prob(proposal),
+            batch_shape=proposal.batch_shape,
         )
     raise TypeError(
         f"expected the proposal to be a torch Distribution, an iwbounds.Proposal or an iwbounds.HierarchicalProposal; "
