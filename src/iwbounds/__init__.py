@@ -11,6 +11,7 @@ from iwbounds.gradients import (
     STL,
     VIMCO,
     Coefficients,
+    Controlled,
     DReG,
     DReGWake,
     Gradient,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
         MIWAE,
         SUMO,
         TVO,
+        UMLMC,
         IncompleteUStatistic,
         Jackknife,
         UStatistic,
@@ -38,7 +40,13 @@ if TYPE_CHECKING:
     )
     from iwbounds.evidence import StreamingWeights, entropy_bounds, mutual_information_bounds, upper_bound
     from iwbounds.logspace.kernels import kernels_available
-    from iwbounds.proposals import AggregatedPosterior, DirectedLogDensity, HierarchicalProposal
+    from iwbounds.proposals import (
+        AggregatedPosterior,
+        DirectedLogDensity,
+        HierarchicalProposal,
+        QuasiRandom,
+        StratifiedMixture,
+    )
 
 __version__ = "0.1.0"
 
@@ -57,6 +65,7 @@ __all__ = [
     "AggregatedPosterior",
     "Bound",
     "Coefficients",
+    "Controlled",
     "DReG",
     "DReGWake",
     "DirectedLogDensity",
@@ -67,11 +76,14 @@ __all__ = [
     "IncompleteUStatistic",
     "Jackknife",
     "Proposal",
+    "QuasiRandom",
     "Renyi",
     "Reparameterized",
     "RunningMean",
     "ScoreFunction",
+    "StratifiedMixture",
     "StreamingWeights",
+    "UMLMC",
     "UStatistic",
     "Wake",
     "accumulate",
@@ -103,8 +115,11 @@ __getattr__ = lazy_attributes(
         "Jackknife": "bounds",
         "MIWAE": "bounds",
         "SUMO": "bounds",
+        "QuasiRandom": "proposals",
+        "StratifiedMixture": "proposals",
         "StreamingWeights": "evidence",
         "TVO": "bounds",
+        "UMLMC": "bounds",
         "UStatistic": "bounds",
         "densities": "",
         "entropy_bounds": "evidence",

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from iwbounds.bounds.miwae import MIWAE
     from iwbounds.bounds.sumo import SUMO
     from iwbounds.bounds.tvo import EUBO, TVO, log_spaced_partition
+    from iwbounds.bounds.umlmc import UMLMC
     from iwbounds.bounds.u_statistic import UStatistic
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "MIWAE",
     "SUMO",
     "TVO",
+    "UMLMC",
     "Bound",
     "Direction",
     "IncompleteUStatistic",
@@ -47,6 +49,7 @@ __getattr__ = lazy_attributes(
         "MIWAE": "miwae",
         "SUMO": "sumo",
         "TVO": "tvo",
+        "UMLMC": "umlmc",
         "UStatistic": "u_statistic",
         "log_spaced_partition": "tvo",
     },

@@ -81,7 +81,11 @@ class Proposal:
     def log_prob_parts(self, latents: Latents, log_prob: LogProb | None = None) -> list[Any]:
         """One log-density per part where ``reparameterized`` speaks of parts, else the one there is."""
         log_q = (log_prob or self.log_prob)(latents)
-        return [log_q] if isinstance(self.reparameterized, bool) else [part for part in latent_leaves(log_q) if part is not None]
+        return (
+            [log_q]
+            if isinstance(self.reparameterized, bool)
+            else [part for part in latent_leaves(log_q) if part is not None]
+        )
 
     def check(self, gradient: Gradient, proposal_bound: Bound | None) -> None:
         """Raise ValueError where a gradient, or another bound for the proposal, is wrong for this proposal."""
