@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from iwbounds.bounds.miwae import MIWAE
     from iwbounds.bounds.sumo import SUMO
     from iwbounds.bounds.tvo import EUBO, TVO, log_spaced_partition
-    from iwbounds.bounds.umlmc import UMLMC
     from iwbounds.bounds.u_statistic import UStatistic
+    from iwbounds.bounds.umlmc import UMLMC
 
 __all__ = [
     "CIWAE",

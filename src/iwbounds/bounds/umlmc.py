@@ -70,7 +70,7 @@ class UMLMC(Bound):
 
     >>> bound, num_samples = UMLMC(4).frozen_level(torch.Generator().manual_seed(0))
     >>> bound.level, num_samples, bound(torch.zeros(num_samples, 1))
-    (0, 8, tensor([0.]))
+    (3, 64, tensor([0.]))
     """
 
     base_size: int

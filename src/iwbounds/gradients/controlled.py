@@ -6,13 +6,14 @@ For reparameterised, independent samples of a fixed support, any smooth function
                 - \frac{\partial f_k}{\partial\log w_k}\,\text{path}_k\Bigr], \qquad E[C_f] = 0,
 
 by the second reparameterisation that makes :class:`DReG`. With g the reparameterised gradient,
-:math:`g + \sum_j \lambda_j C_{f_j}` is unbiased for every bound and every λ that does not depend on these samples; λ = 0
-is Reparameterized, f = c with λ = 1 is DReG. The variance is least at the solution of
+:math:`g + \sum_j \lambda_j C_{f_j}` is unbiased for every bound and every λ that does not depend on these samples;
+λ = 0 is Reparameterized, f = c with λ = 1 is DReG. The variance is least at the solution of
 
 .. math:: \sum_j E\langle C_i, C_j\rangle\,\lambda_j = -E\langle C_i, g\rangle,
 
 moments that need no centring, as E C = 0. They are estimated for the *location* gradient of each datum, for which
-:math:`\partial_\phi \log q = -\partial_z \log q`, from the slopes of the log-densities that a backward pass has at hand.
+:math:`\partial_\phi \log q = -\partial_z \log q`, from the slopes of the log-densities that a backward pass has at
+hand.
 """
 
 from __future__ import annotations
@@ -114,8 +115,8 @@ class Controlled(Gradient):
     def observe(self, bound: Bound, log_w: Tensor, slope_p: Tensor, slope_q: Tensor) -> None:
         r"""Learn from one batch; its moments count from the next :meth:`update` on.
 
-        Call it at the end of a backward, with gradients enabled, never inside :meth:`coefficients`: λ must not depend on
-        the samples that it weighs.
+        Call it at the end of a backward, with gradients enabled, never inside :meth:`coefficients`: λ must not depend
+        on the samples that it weighs.
 
         Args:
             bound: as given to :meth:`coefficients`.
@@ -213,8 +214,8 @@ class _Moments:
     def best(self) -> Tensor:
         """The λ of least second moment, by a ridge towards DReG's.
 
-        The ridge is that of half a datum's weight in each control variate: it makes the system regular where one is
-        a multiple of another, and is of no weight elsewhere.
+        The ridge makes the system regular where one control variate is zero or a multiple of another; elsewhere it is
+        too small to matter.
         """
         r, gram, start = (
             self.moments[1:, 0],

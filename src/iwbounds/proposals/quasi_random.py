@@ -4,11 +4,11 @@ One table S of Sobol points serves every datum. A datum gets the table shifted d
 
 .. math:: u_{k,b,d} = \frac{(S_{k,d} \oplus r_{b,d}) + v_{b,d}}{2^m}
 
-with ⊕ the exclusive or, :math:`r` uniform over the words of m bits and :math:`v` uniform in (0, 1), both independent for
-every datum b *and* dimension d (one word for all dimensions would leave their joint distribution far from uniform, and
-the estimate biased). Each point is then uniform in the unit cube, whatever S is; a shift moves all points of a datum
-alike, so that they keep their even spread. A fraction v for each point would change nothing but the cost: it only fills
-in the digits below the last, and all words of S end in zeros there.
+with ⊕ the exclusive or, :math:`r` uniform over the words of m bits and :math:`v` uniform in (0, 1), both independent
+for every datum b *and* dimension d (one word for all dimensions would leave their joint distribution far from uniform,
+and the estimate biased). Each point is then uniform in the unit cube, whatever S is; a shift moves all points of a
+datum alike, so that they keep their even spread. A fraction v for each point would change nothing but the cost: it only
+fills in the digits below the last, and all words of S end in zeros there.
 """
 
 from __future__ import annotations
@@ -48,9 +48,11 @@ class QuasiRandom(ExtendedProposal):
     is a quarter of that of independent draws, or much less. The gain falls with the dimension (little is left at 50)
     and is lost where a few samples dominate.
 
-    Direction: ELBO, IWAE, Rényi (α ≥ 0), CIWAE, MIWAE, the U-statistics and TVO's left sum are lower bounds as ever;
-    for powers of two of samples in particular. Bounds whose proof needs independent draws (the jackknife's order of
-    bias, U-MLMC) lose it. Gradients: :class:`iwbounds.Reparameterized` alone, which is the default; all others need
+    Take a power of two of samples: other numbers are unbiased too, and less even.
+
+    Direction: ELBO, IWAE, Rényi (α ≥ 0), CIWAE, MIWAE, the U-statistics and TVO's left sum are lower bounds as ever.
+    What is proved for independent draws is lost: the jackknife's order of bias, U-MLMC's exactness, the expectation of
+    a U-statistic. Gradients: :class:`iwbounds.Reparameterized` alone, which is the default; all others need
     independent draws. For training, :class:`iwbounds.DReG` on independent draws is mostly better; this is for
     evaluation and for few dimensions.
 
@@ -155,7 +157,7 @@ def _map_of(d: Distribution) -> _Map:
     if _samples_as(d, LowRankMultivariateNormal):
         rank, size = d.cov_factor.shape[-1], d.event_shape[0]
         return _Map((rank + size,), True, lambda e: _low_rank(d, *e.split([rank, size], -1)), d.loc)
-    if type(d).icdf is not Distribution.icdf and not d.event_shape:
+    if _has_quantiles(d) and not d.event_shape:
         return _Map((), False, d.icdf, _any_tensor(d))
     raise TypeError(f"expected a distribution that is a known map of uniform numbers; got {d!r}. {_SUPPORTED}")
 
@@ -163,6 +165,13 @@ def _map_of(d: Distribution) -> _Map:
 def _samples_as(d: Distribution, cls: type[Distribution]) -> bool:
     """Whether ``d`` is drawn as ``cls`` is, and not by a subclass's own rule that the map would not follow."""
     return isinstance(d, cls) and type(d).rsample is cls.rsample
+
+
+def _has_quantiles(d: Distribution) -> bool:
+    """Whether ``icdf`` is written, and not for an ancestor whose draws a class in between has redefined."""
+    classes = type(d).__mro__
+    owner = {name: next(i for i, cls in enumerate(classes) if name in vars(cls)) for name in ("icdf", "rsample")}
+    return classes[owner["icdf"]] is not Distribution and owner["icdf"] <= owner["rsample"]
 
 
 def _beyond(d: Distribution, base: Distribution, base_map: _Map) -> tuple[int, ...]:
