@@ -84,13 +84,11 @@ class StratifiedMixture(ExtendedProposal):
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Of the mixture, ``(K, *batch)``."""
-        axis = 1 + len(self.batch_shape)
-        first = self._components[0]
-        logs = (
-            first.log_prob(z.unsqueeze(axis))
-            if self._stacked
-            else torch.stack([d.log_prob(z) for d in self._components], -1)
-        )
+        if self._stacked:
+            (stacked,) = self._components
+            logs = stacked.log_prob(z.unsqueeze(z.dim() - len(stacked.event_shape)))
+        else:
+            logs = torch.stack([component.log_prob(z) for component in self._components], -1)
         if self._log_pi is None:
             return logs.logsumexp(-1) - math.log(self.num_components)
         return (logs + self._log_pi).logsumexp(-1)
