@@ -1,4 +1,4 @@
-"""Reparameterized with its control variate: exact for dependent draws and for bounds that jump, and quiet at the end."""
+"""Reparameterized with its control variate: exact for dependent draws and bounds that jump, quiet at the posterior."""
 
 import math
 
