@@ -42,7 +42,7 @@ def test_strengths_are_unbiased_with_three_samples(name):
     assert_unbiased(expectation.gaussian(3, NODES[3]), BOUNDS[name](), STRENGTHS["(0.5, -0.8)"])
 
 
-@pytest.mark.parametrize("name", [name for name in BOUNDS if fits(name, 2)])
+@pytest.mark.parametrize("name", [name for name in BOUNDS if fits(name, 2) and not name.startswith("u-stat")])
 def test_strengths_are_unbiased_through_layers(name):
     """q(z1) q(z2 | z1): the path z1 → z2 counts, in the score's and in the path's part alike."""
     assert_unbiased(expectation.gaussian_pair(20), BOUNDS[name](), STRENGTHS["(0.5, -0.8)"])
@@ -128,7 +128,6 @@ def test_learned_strengths_are_never_worse_in_few_dimensions(dimensions, mean, s
     for _ in range(40):
         gaussian_gradient(gradient, mean, scale, torch.randn(count, 100, dimensions, dtype=DOUBLE), "after")
     case = (dimensions, mean, scale, count)
-    print(case, [total_variance(g, *case) for g in (gradient, iw.Reparameterized(), iw.DReG())])
     least = min(total_variance(iw.Reparameterized(), *case), total_variance(iw.DReG(), *case))
     assert total_variance(gradient, *case) < 1.05 * least
 

@@ -154,7 +154,7 @@ class UMLMCLevel(Bound):
     @property
     def size(self) -> int:
         """n = n₀ 2^ℓ."""
-        return self.umlmc.base_size * 2**self.level
+        return self.umlmc.base_size << self.level
 
     @property
     def min_samples(self) -> int:  # type: ignore[override]

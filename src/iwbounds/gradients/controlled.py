@@ -228,7 +228,8 @@ class _Moments:
         ridge = 1e-6 * torch.eye(len(scale), dtype=system.dtype, device=system.device)
         # solve_ex with no check: one would wait for the GPU. The ridge makes the system positive definite.
         step = torch.linalg.solve_ex(system + ridge, scale * -(r + gram @ start)).result
-        return start + scale * step
+        best: Tensor = start + scale * step
+        return best
 
     def explain(self, key: str) -> str:
         """One line."""

@@ -105,7 +105,8 @@ class QuasiRandom(ExtendedProposal):
 
     def log_prob(self, z: Tensor) -> Tensor:
         """The distribution's: every single draw is one of it."""
-        return self.distribution.log_prob(z)
+        log_q: Tensor = self.distribution.log_prob(z)
+        return log_q
 
     def extend(self, log_joint: LogJoint) -> tuple[LogJoint, Proposal]:
         """The distribution's own view, but for the draws: dependent, and never drawn in blocks."""
@@ -141,7 +142,7 @@ class _Map(NamedTuple):
         return math.prod(self.event)
 
 
-def _map_of(d: Distribution) -> _Map:
+def _map_of(d: Any) -> _Map:
     """The map of a distribution; see the classes that :class:`QuasiRandom` takes."""
     if isinstance(d, Independent):
         base = _map_of(d.base_dist)
@@ -150,13 +151,11 @@ def _map_of(d: Distribution) -> _Map:
         base = _map_of(d.base_dist)
         return base._replace(event=_beyond(d, d.base_dist, base), push=lambda e: _through(d.transforms, base.push(e)))
     if _samples_as(d, Normal):
-        return _Map((), True, lambda e: d.loc + d.scale * e, d.loc)
+        return _Map((), True, lambda e: torch.addcmul(d.loc, d.scale, e), d.loc)  # one pass: half the time of two
     if _samples_as(d, MultivariateNormal):
-        # matmul of rows: (…, d) @ Lᵀ, with the batch of L broadcast against the sample axis
         return _Map(d.event_shape, True, lambda e: d.loc + _times(d._unbroadcasted_scale_tril, e), d.loc)
     if _samples_as(d, LowRankMultivariateNormal):
-        rank, size = d.cov_factor.shape[-1], d.event_shape[0]
-        return _Map((rank + size,), True, lambda e: _low_rank(d, *e.split([rank, size], -1)), d.loc)
+        return _Map((d.cov_factor.shape[-1] + d.event_shape[0],), True, lambda e: _low_rank(d, e), d.loc)
     if _has_quantiles(d) and not d.event_shape:
         return _Map((), False, d.icdf, _any_tensor(d))
     raise TypeError(f"expected a distribution that is a known map of uniform numbers; got {d!r}. {_SUPPORTED}")
@@ -189,9 +188,12 @@ def _times(matrix: Tensor, e: Tensor) -> Tensor:
     return torch.matmul(matrix, e.unsqueeze(-1)).squeeze(-1)
 
 
-def _low_rank(d: Any, factor: Tensor, diagonal: Tensor) -> Tensor:
+def _low_rank(d: Any, e: Tensor) -> Tensor:
     """As ``LowRankMultivariateNormal.rsample`` does: W ε₁ + √D ε₂, which takes more numbers than dimensions."""
-    return d.loc + _times(d._unbroadcasted_cov_factor, factor) + d._unbroadcasted_cov_diag.sqrt() * diagonal
+    rank = d.cov_factor.shape[-1]
+    spread: Tensor = _times(d._unbroadcasted_cov_factor, e[..., :rank])
+    own: Tensor = d.loc + d._unbroadcasted_cov_diag.sqrt() * e[..., rank:]
+    return own + spread
 
 
 def _any_tensor(d: Distribution) -> Tensor:
@@ -234,6 +236,7 @@ def _table(dimensions: int, log_count: int, bits: int, device: torch.device) -> 
     A signed word is the unsigned one less 2^(bits − 1): the exclusive or of two signed words is a signed word again.
     """
     # Drawn in float64, the numbers of 30 bits are exact; unscrambled, they take no random state.
-    engine = torch.quasirandom.SobolEngine(dimensions, scramble=False)
+    engine = torch.quasirandom.SobolEngine(dimensions, scramble=False)  # type: ignore[no-untyped-call]
     points = engine.draw(2**log_count, dtype=torch.float64).mul_(2**_TABLE_BITS).to(torch.int32)
-    return ((points >> (_TABLE_BITS - bits)) - 2 ** (bits - 1)).to(device)
+    words: Tensor = (points >> (_TABLE_BITS - bits)) - 2 ** (bits - 1)
+    return words.to(device)
