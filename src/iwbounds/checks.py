@@ -5,12 +5,22 @@ Values are never inspected: that would synchronise a GPU and break graphs.
 
 from __future__ import annotations
 
+from numbers import Integral
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from iwbounds.latents import Latents, latent_leaves
 
-__all__ = ["check_latents", "check_log_density", "check_log_joint", "check_same_kind", "full_precision"]
+__all__ = [
+    "check_latents",
+    "check_log_density",
+    "check_log_joint",
+    "check_same_kind",
+    "check_whole_number",
+    "full_precision",
+]
 
 _HALF = (torch.float16, torch.bfloat16)
 
@@ -79,6 +89,21 @@ def check_same_kind(log_p: Tensor, log_q: Tensor) -> None:
             f"log_joint must return the dtype of the proposal's log_prob, {log_q.dtype}; got {log_p.dtype}. "
             "Convert one of them: half types are promoted, float32 and float64 are not mixed silently."
         )
+
+
+def check_whole_number(name: str, value: Any, least: int, hint: str = "") -> int:
+    """``value`` as a Python integer; those of numpy are integers too, booleans and fractions are not.
+
+    Raises:
+        ValueError: another type, or a number below ``least``; the message ends with ``hint``.
+
+    >>> import numpy as np
+    >>> check_whole_number("order", np.int64(2), 0)
+    2
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        raise ValueError(f"expected {name} to be a whole number, {least} or more; got {value!r}. {hint}".rstrip())
+    return int(value)
 
 
 def full_precision(dtype: torch.dtype) -> torch.dtype:

@@ -61,7 +61,7 @@ def pareto_k(log_w: Tensor) -> Tensor:
     top = (log_w - finite_maximum(log_w, 0)).double().topk(size + 1, dim=0).values.flip(0)
     excess = top[1:].exp() - top[:1].exp()
     k = _generalized_pareto_shape(excess)
-    k = torch.where(excess[-1] <= 0, -torch.inf, k)
+    k = torch.where(excess[-1] <= excess[0], -torch.inf, k)  # the fit to a point mass means nothing
     return torch.where(top[0].isneginf() | top.isnan().any(0), torch.nan, k).to(log_w.dtype)
 
 

@@ -46,15 +46,10 @@ class Rule:
         if not differentiate:
             return bound(log_w), None
         if self.proposal_bound is None:
-            return self._by_kernel(bound, log_w) or self.gradient.evaluate(bound, log_w)
-        value, c = bound.evaluate(log_w)
+            value, coefficients = self.gradient.evaluate(bound, log_w)
+            self.gradient.update(value)
+            return value, coefficients
+        value, c, _ = bound.differentiate(log_w)
         other = self.gradient.coefficients(self.proposal_bound.frozen(log_w), log_w)
+        self.gradient.update(value)
         return value, Coefficients(c, other.path, other.score, other.extra)
-
-    def _by_kernel(self, bound: Bound, log_w: Tensor) -> tuple[Tensor, Coefficients] | None:
-        """Value and coefficients from one pass of a GPU kernel, where one serves this bound, gradient and device."""
-        if not log_w.is_cuda or bound.power_mean is None:
-            return None
-        from iwbounds.logspace.kernels import runs_kernel
-
-        return self.gradient.fused(bound.power_mean, log_w) if runs_kernel(log_w) else None

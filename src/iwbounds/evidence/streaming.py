@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from iwbounds.logspace import finite_maximum, promoted
-from iwbounds.logspace.mean import finite_part
+from iwbounds.logspace.mean import finite_or_zero
 
 __all__ = ["StreamingWeights"]
 
@@ -69,7 +69,7 @@ class StreamingWeights:
                 f"expected a state of batch shape {tuple(self.maximum.shape)}; got {tuple(other.maximum.shape)}."
             )
         maximum = torch.maximum(self.maximum, other.maximum)
-        mine, theirs = ((finite_part(s.maximum) - finite_part(maximum)).exp() for s in (self, other))
+        mine, theirs = ((finite_or_zero(s.maximum) - finite_or_zero(maximum)).exp() for s in (self, other))
         mine, theirs = _dead_to_zero(mine, self), _dead_to_zero(theirs, other)
         return StreamingWeights(
             maximum,

@@ -12,7 +12,7 @@ The trapezoidal rule in log t converges geometrically: its error at spacing 0.26
 * **Relative to the spread.** :math:`E(t)e^{t\bar s}-1` is built from ``expm1(-t (w_i - mean))`` by its own recursion:
   weights that differ by 1e-8 give a value that is right to 1e-8 of an ulp of 1.
 * **Any range.** Where sorted log-weights have a gap above 40, sets see nothing below the gap unless they lie below it
-  altogether: the gap is closed to 40, and the share of the sets below it pays the rest.
+  altogether: the gap is closed to 40, and the fraction of the sets below it pays the rest.
 * **Ends.** The integrands start as powers of t. What lies below the first node is extrapolated from the first three.
 """
 
@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from iwbounds.logspace.log_sums import LogSums
 from iwbounds.logspace.mean import plain_log_mean_exp
 
 __all__ = ["SubsetAverages"]
@@ -37,8 +38,8 @@ _NODES_AT_ONCE = 1 << 18
 """Elements of one step of the recursion that are worked on together: what a processor's cache holds."""
 
 
-class SubsetAverages:
-    """Value, gradient and squared gradient of the average of log(S_A / n) over all sets A of n samples.
+class SubsetAverages(LogSums):
+    """The average of log(S_A / n) over all sets A of n samples: its value, c and c − h.
 
     Reads the range of the weights to place its nodes, so it waits for a GPU.
 
@@ -94,41 +95,41 @@ class SubsetAverages:
             row = self._advance(row, k, (-exponent[k - 1]).exp(), y)
         return row[0]
 
-    def ratios(self, power: int) -> Tensor:
-        """``(K, batch)``: for each k, the average over the sets of (w_k / S_A)^power, 0 where k is not in A.
+    def combined_ratios(self, exponent: int) -> Tensor:
+        """For each k, the average over the sets of (w_k / S_A)^exponent, 0 where k is not in A.
 
         As :math:`s^{-p}=\\int t^p e^{-ts}\\,dt/t` for p = 1, 2, it needs the sets' average without each k: a row of the
         recursion from the front times one from the back, all terms positive.
         """
         parts = []
-        for log_t, weights in self._chunks(power, self._count):
+        for log_t, weights in self._chunks(exponent, self._count):
             scaled = self._scaled(self._x, log_t)
             x = (-scaled).exp()
-            parts.append((weights * scaled**power * x * self._slopes(x)).sum(1))
+            parts.append((weights * scaled**exponent * x * self._derivatives_of_product(x)).sum(1))
         return torch.stack(parts).sum(0)
 
-    def _slopes(self, x: Tensor) -> Tensor:
+    def _derivatives_of_product(self, x: Tensor) -> Tensor:
         """Derivatives of the sets' average of the product of ``x`` with respect to each x: ``(K, Q, batch)``."""
         rows = [torch.ones_like(x[:1])]
         for k in range(1, self._count):
             rows.append(self._advance(rows[-1], k, x[k - 1]))
-        back, slopes = torch.ones_like(x[:1]), []
+        back, derivatives = torch.ones_like(x[:1]), []
         for k in range(self._count, 0, -1):
             low, high = self._band(k)
             old_low, old_high = self._band(k - 1)
-            taken = back * self._shares(k)
+            taken = back * self._chance_of_taking(k)
             before = rows[k - 1][: high - old_low]
-            slopes.append((taken[len(taken) - len(before) :] * before).sum(0))
+            derivatives.append((taken[len(taken) - len(before) :] * before).sum(0))
             kept = (back - taken)[: old_high - low + 1]
             shifted = (taken * x[k - 1])[old_low + 1 - low :] if old_low >= low else taken * x[k - 1]
             back = pad(kept, (0, 0, 0, 0, low - old_low, 0)) + pad(shifted, (0, 0, 0, 0, 0, old_high - high + 1))
-        return torch.stack(slopes[::-1])
+        return torch.stack(derivatives[::-1])
 
     def _band(self, k: int) -> tuple[int, int]:
         """Fewest and most of the first k samples that a set of n can have taken."""
         return max(0, self._size - self._count + k), min(k, self._size)
 
-    def _shares(self, k: int) -> Tensor:
+    def _chance_of_taking(self, k: int) -> Tensor:
         """j/k for each j of the band: how likely a set with j of the first k samples has the k-th."""
         low, high = self._band(k)
         j = torch.arange(low, high + 1, dtype=self._x.dtype, device=self._x.device)
@@ -142,8 +143,8 @@ class SubsetAverages:
         (low, high), (old_low, old_high) = self._band(k), self._band(k - 1)
         stay = pad(row[low - old_low :], (0, 0, 0, 0, 0, high - old_high))
         take = pad(row[: high - old_low], (0, 0, 0, 0, old_low + 1 - low, 0)) * x
-        share = self._shares(k)
-        return (1.0 - share) * stay + share * (take if y is None else take + y)
+        taking = self._chance_of_taking(k)
+        return (1.0 - taking) * stay + taking * (take if y is None else take + y)
 
     def _chunks(self, power: int, rows: int) -> list[tuple[Tensor, Tensor]]:
         """Nodes and weights in portions whose recursion stays in cache."""
@@ -174,9 +175,9 @@ def _closed_gaps(x: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """How far each log-weight is lifted to leave no gap above 40, and how much that lifts the average of log S."""
     count = x.shape[0]
     order = x.sort(0, descending=True)
-    above, below = order.values[:-1], order.values[1:]
-    closed = (above - below - _GAP).clamp_min(0.0).masked_fill(below.isneginf(), 0.0)
+    high, low = order.values[:-1], order.values[1:]
+    closed = (high - low - _GAP).clamp_min(0.0).masked_fill(low.isneginf(), 0.0)  # a dead weight stays dead
     lift = pad(closed.cumsum(0), (0, 0, 1, 0))
-    share = [math.comb(count - i, size) / math.comb(count, size) for i in range(1, count)]
-    paid = (closed * x.new_tensor(share).unsqueeze(1)).sum(0)
+    below = [math.comb(count - i, size) / math.comb(count, size) for i in range(1, count)]
+    paid = (closed * x.new_tensor(below).unsqueeze(1)).sum(0)
     return torch.zeros_like(x).scatter(0, order.indices, lift), paid
