@@ -287,10 +287,32 @@ def test_the_global_random_state_decides_the_draws_and_the_table_takes_none():
     q = QuasiRandom(Normal(torch.zeros(4), 1.0))
     torch.manual_seed(1)
     first = q.rsample((5,))
-    quasi_random._table.cache_clear()
+    quasi_random._made_table.cache_clear()
     torch.manual_seed(1)
     assert (q.rsample((5,)) == first).all()
     assert (q.rsample((5,)) != first).any()
+
+
+def test_ranks_draw_rows_of_one_table():
+    """Two halves from generators in the same state are the whole."""
+    q = QuasiRandom(Independent(Normal(torch.zeros(3, 2), 1.0), 1))
+    parts = [((16,), 0), ((7,), 0), ((9,), 7)]
+    whole, *halves = (q.rsample(*part, generator=torch.Generator().manual_seed(3)) for part in parts)
+    assert (torch.cat(halves) == whole).all()
+
+
+def test_compiles_in_one_graph_to_the_same_draws():
+    loc = leaf(0.4, -0.2)
+
+    def size(at):
+        d = Independent(Normal(at, 0.7, validate_args=False), 1, validate_args=False)
+        return QuasiRandom(d).rsample((16,)).square().sum()
+
+    sizes = []
+    for chosen in (size, torch.compile(size, backend="aot_eager", fullgraph=True)):
+        torch.manual_seed(6)
+        sizes.append(chosen(loc))
+    assert sizes[0].item() == sizes[1].item()
 
 
 def test_half_precision_is_drawn_in_float32():

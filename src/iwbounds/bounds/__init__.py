@@ -11,6 +11,7 @@ from iwbounds.bounds.renyi import Renyi
 from iwbounds.bounds.sumo import SUMO
 from iwbounds.bounds.tvo import EUBO, TVO, log_spaced_partition
 from iwbounds.bounds.u_statistic import IncompleteUStatistic, UStatistic
+from iwbounds.bounds.umlmc import UMLMC
 
 __all__ = [
     "CIWAE",

@@ -28,7 +28,6 @@ class Direction(enum.Enum):
     UPPER = "upper"
     EXACT = "exact"
     NONE = "none"
-    EXACT = "exact"
 
     def __neg__(self) -> Direction:
         return {Direction.LOWER: Direction.UPPER, Direction.UPPER: Direction.LOWER}.get(self, self)
@@ -80,7 +79,6 @@ class Bound(ABC):
     c − h rule of :class:`iwbounds.DReG` misses the jumps, and DReG refuses the bound."""
     min_samples: int = 1
     """The fewest samples for which the bound is defined."""
-    bounded_ratio: bool = False
     power_mean: tuple[float, float] | None = None
     """(p, s) where the bound is (1 − s) times the log of a power mean plus s times the ELBO; None where it is not."""
     bounded_ratio: bool = False
@@ -115,10 +113,6 @@ class Bound(ABC):
         _, c, c_minus_h = self.differentiate(log_w, path=True)
         assert c_minus_h is not None
         return c, c - c_minus_h
-
-    def differentiate(self, log_w: Tensor, path: bool = False) -> Derivatives:
-        """The value, c, and c − h if ``path``, detached."""
-        return Derivatives(*(self.evaluate_path(log_w) if path else self.evaluate(log_w)))
 
     def frozen(self, log_w: Tensor) -> Bound:  # noqa: ARG002
         """The bound to use for one estimate at log-weights of this shape; another only where the bound is random."""

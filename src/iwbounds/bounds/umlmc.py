@@ -12,15 +12,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import final
 
 import torch
 from torch import Tensor
 
 from iwbounds.bounds.base import Bound, Derivatives, Direction
-from iwbounds.bounds.incomplete_u_statistic import IncompleteUStatistic
 from iwbounds.bounds.iwae import IWAE
 from iwbounds.bounds.miwae import MIWAE
-from iwbounds.bounds.u_statistic import UStatistic, check_size
+from iwbounds.bounds.u_statistic import IncompleteUStatistic, UStatistic
+from iwbounds.checks import check_whole_number
 
 __all__ = ["UMLMC", "UMLMCLevel"]
 
@@ -30,6 +31,7 @@ _LARGEST_COMPLETE = 256
 """Beyond this n the O(n²) arithmetic of the complete U-statistic, 0.1 s per datum and up, would rule the cost."""
 
 
+@final
 @dataclass(frozen=True)
 class UMLMC(Bound):
     r"""Unbiased estimate of log p(x), which chooses the number of samples itself.
@@ -80,11 +82,10 @@ class UMLMC(Bound):
     """Read by the engine, which asks :meth:`frozen_level` how many samples to draw."""
 
     def __post_init__(self) -> None:
-        check_size(self.base_size)
-        if not isinstance(self.splits, int) or self.splits < 1:
-            raise ValueError(f"expected splits to be a whole number, 1 or more; got {self.splits}.")
-        if self.max_level is not None and (not isinstance(self.max_level, int) or self.max_level < 0):
-            raise ValueError(f"expected max_level to be a whole number, 0 or more, or None; got {self.max_level}.")
+        check_whole_number("base_size", self.base_size, 1)
+        check_whole_number("splits", self.splits, 1)
+        if self.max_level is not None:
+            check_whole_number("max_level", self.max_level, 0, "None is unlimited.")
 
     @property
     def direction(self) -> Direction:  # type: ignore[override]
@@ -134,6 +135,7 @@ class UMLMC(Bound):
         return self.frozen(log_w).differentiate(log_w, path)
 
 
+@final
 @dataclass(frozen=True)
 class UMLMCLevel(Bound):
     r"""U-MLMC given its level: a fixed linear combination of bounds of the first n₀ 2^{ℓ+1} samples.

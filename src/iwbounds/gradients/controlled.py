@@ -20,13 +20,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor
 
 from iwbounds.bounds.base import Bound
-from iwbounds.gradients.base import Coefficients, Gradient
+from iwbounds.checks import check_whole_number
+from iwbounds.gradients.base import Coefficients, EvaluatedTogether
 from iwbounds.gradients.reparameterized import refuse_jumps
 
 __all__ = ["Controlled"]
@@ -35,7 +36,8 @@ _ENOUGH = 100
 """Data to have seen before the learned strengths replace DReG's."""
 
 
-class Controlled(Gradient):
+@final
+class Controlled(EvaluatedTogether):
     r"""The reparameterised gradient with control variates :math:`C_f` for :math:`f = c, c^2, \dots`.
 
     .. math:: a_k = c_k, \qquad b_k = c_k - \sum_j \lambda_j\, j\, c_k^{j-1} h_k, \qquad
@@ -75,8 +77,7 @@ class Controlled(Gradient):
     pathwise = True
 
     def __init__(self, basis: int = 2, decay: float = 0.95, strengths: Sequence[float] | None = None) -> None:
-        if not isinstance(basis, int) or basis < 1:
-            raise ValueError(f"expected basis to be a whole number, 1 or more; got {basis}. 2 takes c and c².")
+        basis = check_whole_number("basis", basis, 1, "2 takes c and c².")
         if not 0 <= decay < 1:
             raise ValueError(f"expected a decay in [0, 1); got {decay}.")
         if strengths is not None and len(strengths) != basis:
@@ -90,9 +91,6 @@ class Controlled(Gradient):
 
     def bounded_ratio(self, bound: Bound) -> bool:
         return bound.bounded_ratio  # b/a = 1 − Σ λ_j j c^{j−1} h/c, and h/c = 1 − (c − h)/c
-
-    def coefficients(self, bound: Bound, log_w: Tensor) -> Coefficients:
-        return self.evaluate(bound, log_w)[1]
 
     def evaluate(self, bound: Bound, log_w: Tensor) -> tuple[Tensor, Coefficients]:
         refuse_jumps(self, bound)

@@ -46,13 +46,22 @@ class Reparameterized(EvaluatedTogether):
 
     control_variate: bool = False
     pathwise = True
-    total = True
-    needs_fixed_support = False
     needs_independence = False
+
+    @property
+    def total(self) -> bool:  # type: ignore[override]
+        """Without the control variate."""
+        return not self.control_variate
+
+    @property
+    def needs_fixed_support(self) -> bool:  # type: ignore[override]
+        """With the control variate: a support that moves gives the score a mean."""
+        return self.control_variate
 
     def evaluate(self, bound: Bound, log_w: Tensor) -> tuple[Tensor, Coefficients]:
         value, c, _ = bound.differentiate(log_w)
-        return value, Coefficients(model=c, path=c, score=-c)
+        # The mean of c is 1/K for a shift-equivariant bound, and 0 for a datum whose bound is −inf.
+        return value, Coefficients(model=c, path=c, score=c.mean(0) - c if self.control_variate else -c)
 
     def bounded_ratio(self, bound: Bound) -> bool:  # noqa: ARG002
         return True

@@ -92,10 +92,17 @@ class QuasiRandom(ExtendedProposal):
         self.has_rsample = distribution.has_rsample
         self.name = f"QuasiRandom({type(distribution).__name__})"
 
-    def rsample(self, sample_shape: tuple[int]) -> Tensor:
-        """``(num_samples, *batch, *event)``: dependent draws, differentiable in the distribution's parameters."""
+    def rsample(self, sample_shape: tuple[int], first: int = 0, generator: torch.Generator | None = None) -> Tensor:
+        """``(num_samples, *batch, *event)``: dependent draws, differentiable in the distribution's parameters.
+
+        Args:
+            sample_shape: ``(num_samples,)``.
+            first: the row of the table to start at. Ranks that share the samples each take rows of one table, with
+                generators in the same state, and so the same shift.
+            generator: draws the shifts; None: torch's.
+        """
         (count,) = sample_shape
-        points = _shifted(count, self.distribution.batch_shape, self._map)
+        points = _shifted(range(first, first + count), self.distribution.batch_shape, self._map, generator)
         return self._map.push(points.reshape(count, *self.distribution.batch_shape, *self._map.event))
 
     def sample(self, sample_shape: tuple[int]) -> Tensor:
@@ -202,16 +209,16 @@ def _any_tensor(d: Distribution) -> Tensor:
     return next(found, torch.empty(()))
 
 
-def _shifted(count: int, batch: torch.Size, wanted: _Map) -> Tensor:
+def _shifted(rows: range, batch: torch.Size, wanted: _Map, generator: torch.Generator | None) -> Tensor:
     """``(K, *batch, dimensions)`` uniform or normal numbers, by one digital shift for every datum and dimension."""
     device, dtype = wanted.like.device, torch.promote_types(wanted.like.dtype, torch.float32)
     bits = _TABLE_BITS if dtype == torch.float64 else _FLOAT_BITS
     half, shape = 2 ** (bits - 1), (*batch, wanted.dimensions)
-    table = _table(wanted.dimensions, max(0, count - 1).bit_length(), bits, device)[:count]
-    shift = torch.randint(-half, half, shape, dtype=torch.int32, device=device)
+    table = _table(wanted.dimensions, max(0, rows.stop - 1).bit_length(), bits, device)[rows.start : rows.stop]
+    shift = torch.randint(-half, half, shape, dtype=torch.int32, device=device, generator=generator)
     # In (0, 1], so that no number is the very end 0, whose normal or exponential quantile may be infinite.
-    fraction = 1 - torch.rand(shape, dtype=dtype, device=device)
-    words = table.view(count, *[1] * len(batch), -1) ^ shift
+    fraction = 1 - torch.rand(shape, dtype=dtype, device=device, generator=generator)
+    words = table.view(len(rows), *[1] * len(batch), -1) ^ shift
     numbers = (_normal if wanted.normal else _uniform)(words, fraction, half)
     return numbers.to(wanted.like.dtype)
 
@@ -229,8 +236,14 @@ def _normal(words: Tensor, fraction: Tensor, half: int) -> Tensor:
     return x.clamp_(-end, end).erfinv_().mul_(math.sqrt(2))
 
 
-@functools.lru_cache(maxsize=16)
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _table(dimensions: int, log_count: int, bits: int, device: torch.device) -> Tensor:
+    """The cached table. To torch.compile it is a constant: SobolEngine cannot be traced."""
+    return _made_table(dimensions, log_count, bits, device)
+
+
+@functools.lru_cache(maxsize=16)
+def _made_table(dimensions: int, log_count: int, bits: int, device: torch.device) -> Tensor:
     """The first 2^log_count Sobol points, ``(2^log_count, dimensions)`` signed words of ``bits`` bits.
 
     A signed word is the unsigned one less 2^(bits − 1): the exclusive or of two signed words is a signed word again.
