@@ -301,6 +301,17 @@ def test_ranks_draw_rows_of_one_table():
     assert (torch.cat(halves) == whole).all()
 
 
+@pytest.fixture
+def compiler():
+    """Dynamo turns the validation of distributions off, for good; turn it on again."""
+    before = torch.distributions.Distribution._validate_args
+    yield
+    torch._dynamo.reset()
+    torch.distributions.Distribution.set_default_validate_args(before)
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # dynamo's own doing
+@pytest.mark.usefixtures("compiler")
 def test_compiles_in_one_graph_to_the_same_draws():
     loc = leaf(0.4, -0.2)
 
