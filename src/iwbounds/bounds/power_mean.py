@@ -100,10 +100,10 @@ class PowerMean(Bound):
         return Derivatives(value, v, part_of_path)
 
     def _by_kernel(self, log_w: Tensor, path: bool) -> Derivatives:
-        from iwbounds.logspace.kernels import fused_bound
+        from iwbounds.kernels import fused_bound
 
-        found = fused_bound(log_w, power=self.power, share=self.elbo_part, doubly=path)
-        return Derivatives(found.value, found.model, found.path if path else None)
+        found = fused_bound(log_w, self.power, self.elbo_part, path=path)
+        return Derivatives(found.value, found.model, found.path)
 
     def _value_and_weights(self, log_w: Tensor) -> tuple[Tensor, Tensor]:
         if self._is_iwae or self.elbo_part:

@@ -7,9 +7,8 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from iwbounds.bounds import IWAE, Direction
-from iwbounds.checks import check_log_joint
+from iwbounds.checks import Latents, check_log_joint, map_latents
 from iwbounds.engine import Estimate
-from iwbounds.latents import Latents, map_latents
 from iwbounds.proposals import HierarchicalProposal, LogJoint, Proposal, as_proposal
 
 __all__ = ["upper_bound"]
@@ -74,7 +73,9 @@ def _log_prob_of_posterior(proposal: Distribution | Proposal, z: Latents) -> Ten
     """log q, or a lower bound of it: ψ_0..ψ_K all from the reverse model."""
     if isinstance(proposal, HierarchicalProposal):
         return proposal.log_prob_lower(z, proposal.num_aux + 1)
-    return _log_prob(as_proposal(proposal), z)
+    drawn = as_proposal(proposal)
+    assert isinstance(drawn, Proposal)
+    return _log_prob(drawn, z)
 
 
 def _draw(proposal: Distribution | Proposal, num_samples: int) -> tuple[Latents, Tensor]:
@@ -82,8 +83,10 @@ def _draw(proposal: Distribution | Proposal, num_samples: int) -> tuple[Latents,
     if isinstance(proposal, HierarchicalProposal):
         z, psi = proposal.rsample((num_samples,))
         return z, proposal.log_prob_upper(z, psi)
-    z = as_proposal(proposal).sample((num_samples,))
-    return z, _log_prob(as_proposal(proposal), z)
+    drawn = as_proposal(proposal)
+    assert isinstance(drawn, Proposal)
+    z = drawn.sample((num_samples,))
+    return z, _log_prob(drawn, z)
 
 
 def _log_prob(proposal: Proposal, z: Latents) -> Tensor:

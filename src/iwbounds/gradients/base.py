@@ -36,19 +36,6 @@ class Coefficients:
     extra: tuple[tuple[Tensor, Tensor], ...] = ()
     """Further tensors of shape ``(*batch)`` with ``(1, *batch)`` multipliers, such as a learned baseline."""
 
-    @property
-    def model_and_path(self) -> tuple[Tensor, Tensor]:
-        """a and b; where only one of them is used, the other is zero.
-
-        Raises:
-            ValueError: neither is used, so that there is no path to follow.
-        """
-        used = self.model if self.path is None else self.path
-        if used is None:
-            raise ValueError("a pathwise Gradient must give model or path coefficients; got None for both.")
-        zero = torch.zeros_like(used)
-        return zero if self.model is None else self.model, zero if self.path is None else self.path
-
     def split(self, sizes: list[int]) -> list[Coefficients]:
         """Those of the first ``sizes[0]`` samples, of the next ``sizes[1]``, and so on; without ``extra``."""
         channels = (self.model, self.path, self.score)

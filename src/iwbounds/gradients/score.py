@@ -144,7 +144,7 @@ class VIMCO(EvaluatedTogether):
     def _of_iwae(self, bound: Bound, log_w: Tensor) -> tuple[Tensor, Coefficients]:
         """L − L₋ₖ is −log(1 − w̃ₖ) + log(1 − 1/K), which keeps the digits that the difference loses at large K."""
         if served_by_kernel(log_w):
-            from iwbounds.logspace.kernels import fused_vimco
+            from iwbounds.kernels import fused_vimco
 
             found = fused_vimco(log_w, geometric=self.geometric)
             return found.value, Coefficients(model=found.model, score=found.score)

@@ -20,8 +20,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from iwbounds.checks import full_precision
-
 __all__ = [
     "finite_maximum",
     "finite_or_zero",
@@ -62,7 +60,7 @@ def promoted(x: Tensor, dim: int = 0) -> Tensor:
         raise ValueError(f"expected a tensor with an axis {dim} to reduce; got shape {tuple(x.shape)}.")
     if x.shape[dim] == 0:
         raise ValueError(f"expected at least one sample along axis {dim}; got shape {tuple(x.shape)}.")
-    return x.to(full_precision(x.dtype))
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def finite_or_zero(x: Tensor) -> Tensor:
@@ -114,7 +112,7 @@ def log_mean_exp(x: Tensor, dim: int = 0) -> Tensor:
     """
     x = promoted(x, dim)
     if served_by_kernel(x):
-        from iwbounds.logspace.kernels import fused_log_mean_exp
+        from iwbounds.kernels import fused_log_mean_exp
 
         return fused_log_mean_exp(x, dim)
     return plain_log_mean_exp(x, dim)
@@ -124,7 +122,7 @@ def served_by_kernel(x: Tensor) -> bool:
     """Whether ``x`` is where the fused kernels serve by themselves: on a GPU, where Triton is, in eager code."""
     if not x.is_cuda:
         return False
-    from iwbounds.logspace.kernels import runs_kernel
+    from iwbounds.kernels import runs_kernel
 
     return runs_kernel(x)
 

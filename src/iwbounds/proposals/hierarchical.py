@@ -17,10 +17,10 @@ from typing import Any
 from torch import Tensor
 from torch.distributions import Distribution
 
-from iwbounds.bounds import IWAE, Bound
+from iwbounds.bounds import IWAE
+from iwbounds.checks import Latents
 from iwbounds.gradients import DReG, Gradient, Reparameterized
-from iwbounds.latents import Latents
-from iwbounds.proposals.base import LogJoint, Proposal
+from iwbounds.proposals.base import ExtendedProposal, LogJoint, Proposal
 from iwbounds.proposals.hierarchy import Hierarchy
 from iwbounds.proposals.inner import InnerJoint
 from iwbounds.proposals.joint import Joint
@@ -30,7 +30,7 @@ from iwbounds.proposals.mixtures import Mixtures, SharedMixtures
 __all__ = ["HierarchicalProposal"]
 
 
-class HierarchicalProposal(Proposal):
+class HierarchicalProposal(ExtendedProposal):
     r"""A proposal :math:`q(z)=\int q(z\mid\psi)\,q(\psi)\,d\psi`, bounded from above and below to any tightness.
 
     Pass it to :func:`iwbounds.estimate` like any proposal: with M samples, the weights are
@@ -105,7 +105,8 @@ class HierarchicalProposal(Proposal):
         hierarchy = Hierarchy(drawn, conditional, reverse, z_live, psi_live)
         self._num_aux = _checked_count(num_aux, 0)
         _check_parts(hierarchy, gradient, shared)
-        super().__init__(_pair_sampler(hierarchy), _refuse_density, z_live and psi_live, "the hierarchical proposal")
+        self.sample, self.log_prob = _pair_sampler(hierarchy), _refuse_density
+        self.name, self.reparameterized = "the hierarchical proposal", z_live and psi_live
         self._hierarchy, self._gradient, self._shared = hierarchy, gradient, shared
 
     @property
@@ -184,27 +185,18 @@ class HierarchicalProposal(Proposal):
         """
         return IWAE()(self.log_weights(z, None, num_aux))
 
-    def check(self, gradient: Gradient, proposal_bound: Bound | None) -> None:
-        """Refuse what the extended latent does not allow.
-
-        Raises:
-            ValueError: a wake gradient or a ``proposal_bound`` with a reverse model, whose parameters are in the
-                extended log-joint too; with ``shared``, a pathwise gradient that drops a score term.
-        """
-        if self.has_reverse and not gradient.follows_bound:
-            raise ValueError(f"{gradient!r} is not defined for a reverse model. Use reverse=None, or DReG().")
-        if self.has_reverse and proposal_bound is not None:
-            raise ValueError("proposal_bound needs reverse=None: a reverse model's parameters follow one bound only.")
-        if self._shared and gradient.pathwise:
-            raise ValueError(
-                f"{gradient!r} drops a score term, or asks for a path that shared auxiliary variables carry already. "
-                "With shared=True leave gradient=None: it is then the total derivative."
-            )
-
-    def extended(self, log_joint: LogJoint) -> tuple[LogJoint, Proposal]:
+    def extend(self, log_joint: LogJoint) -> tuple[LogJoint, Proposal]:
         """The ordinary proposal over an extended latent that the engine works on."""
         view = self._view()
-        return view.log_joint(log_joint), Proposal(view.sample, view.log_prob, view.reparameterized, self.name)
+        return view.log_joint(log_joint), Proposal(
+            view.sample,
+            view.log_prob,
+            view.reparameterized,
+            self.name,
+            independent=not self._shared,
+            joint_has_parameters=self.has_reverse,
+            visible=lambda latents: latents[0],
+        )
 
     def _view(self) -> Mixtures | Joint:
         hierarchy, count = self._hierarchy, self._num_aux

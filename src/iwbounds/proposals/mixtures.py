@@ -103,16 +103,16 @@ class SharedMixtures(Mixtures):
 
     def __init__(self, hierarchy: Hierarchy, num_aux: int) -> None:
         super().__init__(hierarchy, num_aux)
-        self.reparameterized = (True, False)
+        self.reparameterized = (True, None)
 
     def _draw_components(self, num_samples: int) -> tuple[Tensor, Tensor]:
         psi = self._hierarchy.draw_mixing(1, num_samples + self._num_aux)[0]
         self._shared = psi[num_samples:]
         return psi[:num_samples], psi[:num_samples].unsqueeze(0)
 
-    def log_prob(self, latents: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    def log_prob(self, latents: tuple[Tensor, Tensor]) -> tuple[Tensor, None]:
         z, index = latents
         own = self._hierarchy.log_weights(z, self._components(index))
         shared = self._hierarchy.conditional(self._shared).log_prob(z.unsqueeze(1)).movedim(1, 0)
         log_q = IWAE()(torch.cat([own, shared]))
-        return log_q, torch.zeros_like(log_q)
+        return log_q, None

@@ -30,7 +30,8 @@ from torch.distributions import (
     TransformedDistribution,
 )
 
-from iwbounds.proposals.base import ExtendedProposal, LogJoint, Proposal, as_proposal
+from iwbounds.proposals.base import ExtendedProposal, LogJoint, Proposal
+from iwbounds.proposals.distributions import as_proposal
 
 __all__ = ["QuasiRandom"]
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from iwbounds.latents import Latents
-from iwbounds.proposals.base import ExtendedProposal, LogJoint, Proposal, as_proposal
+from iwbounds.checks import Latents
+from iwbounds.proposals.base import ExtendedProposal, LogJoint, Proposal
+from iwbounds.proposals.distributions import as_proposal
 
 __all__ = ["StratifiedMixture"]
 
