@@ -8,6 +8,7 @@ from iwbounds.bounds.iwae import IWAE
 from iwbounds.bounds.jackknife import Jackknife
 from iwbounds.bounds.miwae import MIWAE
 from iwbounds.bounds.renyi import Renyi
+from iwbounds.bounds.reverse import ReverseIWAE
 from iwbounds.bounds.sumo import SUMO
 from iwbounds.bounds.tvo import EUBO, TVO, log_spaced_partition
 from iwbounds.bounds.u_statistic import IncompleteUStatistic, UStatistic
@@ -29,6 +30,7 @@ __all__ = [
     "IncompleteUStatistic",
     "Jackknife",
     "Renyi",
+    "ReverseIWAE",
     "UStatistic",
     "log_spaced_partition",
 ]

@@ -84,6 +84,9 @@ class Bound(ABC):
     bounded_ratio: bool = False
     """Whether c ≥ 0 and :math:`|c - h| \\le \\text{const}\\cdot c` at all log-weights, so that (c − h)/c is finite."""
 
+    needs_posterior_samples: bool = False
+    """Whether the direction holds at draws of the posterior alone; :func:`iwbounds.estimate` then draws none itself."""
+
     def __init_subclass__(cls, **options: Any) -> None:
         """Refuse a subclass of a final class; take back closed forms that were written for another value."""
         super().__init_subclass__(**options)

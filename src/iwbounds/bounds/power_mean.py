@@ -94,6 +94,8 @@ class PowerMean(Bound):
         if abs(self.power) <= _LARGEST_KERNEL_POWER and served_by_kernel(log_w):
             return self._by_kernel(log_w, path)
         value, v = self._value_and_weights(log_w)
+        if self._is_iwae:
+            return Derivatives(value, v, v * v if path else None)
         part_of_path = power_path_weights(v, self.power) if path else None
         if self.elbo_part:
             return self._mixed(log_w, v, part_of_path)

@@ -2,6 +2,7 @@
 
 from iwbounds.plots.bounds import plot_bound
 from iwbounds.plots.report import plot_report
+from iwbounds.plots.sandwich import plot_sandwich
 from iwbounds.plots.weights import plot_weights
 
-__all__ = ["plot_bound", "plot_report", "plot_weights"]
+__all__ = ["plot_bound", "plot_report", "plot_sandwich", "plot_weights"]

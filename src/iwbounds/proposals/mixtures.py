@@ -52,7 +52,7 @@ def batch_shape_of(conditional: Density, z: Tensor) -> tuple[int, ...]:
 class Mixtures:
     """Mixtures over z whose K + 1 components are drawn anew for every sample."""
 
-    reparameterized: bool | tuple[bool, bool]
+    reparameterized: bool | tuple[bool, bool] | tuple[bool, None]
 
     def __init__(self, hierarchy: Hierarchy, num_aux: int) -> None:
         self._hierarchy, self._num_aux = hierarchy, num_aux
@@ -74,7 +74,7 @@ class Mixtures:
         self._psi = IndexedSamples(components, batch_shape_of(conditional, z))
         return z, self._psi.index
 
-    def log_prob(self, latents: tuple[Tensor, Tensor]) -> Tensor | tuple[Tensor, Tensor]:
+    def log_prob(self, latents: tuple[Tensor, Tensor]) -> Tensor | tuple[Tensor, Tensor] | tuple[Tensor, None]:
         """log mean over the mixture's components of q(z | ψ_k)."""
         z, index = latents
         return IWAE()(self._hierarchy.log_weights(z, self._components(index)))
