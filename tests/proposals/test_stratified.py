@@ -122,19 +122,6 @@ def test_the_total_derivative_is_the_gradient_of_the_expected_bound(bound):
             assert slope[j].item() == pytest.approx((values[0] - values[1]) / 2e-5, abs=1e-8)
 
 
-def engine_can_carry_parts():
-    q = StratifiedMixture(LOGITS, Normal(LOCS, SCALES))
-    try:
-        iw.estimate(log_target, q, gradient=iw.Reparameterized(), num_samples=3)
-    except (AttributeError, TypeError):
-        return False
-    return True
-
-
-carried = pytest.mark.skipif(not engine_can_carry_parts(), reason="needs an engine that hands None parts on")
-
-
-@carried
 @pytest.mark.parametrize("chunk_size", [None, 4])
 def test_the_engine_s_gradient_is_the_total_derivative(chunk_size):
     """The same random state, chunks or not, against plain torch."""
@@ -193,6 +180,13 @@ def test_what_the_engine_may_assume():
 
 
 class TestRefusals:
+    @pytest.mark.parametrize("gradient", [iw.DReG(), iw.VIMCO(), iw.Reparameterized(control_variate=True)], ids=repr)
+    def test_estimators_that_need_draws_of_one_density(self, gradient):
+        """With given probabilities the mean score is not zero, so that the control variate is refused too."""
+        q = StratifiedMixture(LOGITS, Normal(LOCS.clone().requires_grad_(), SCALES))
+        with pytest.raises(ValueError, match="is wrong for StratifiedMixture of 3 components"):
+            iw.estimate(log_target, q, gradient=gradient, num_samples=6)
+
     def test_samples_that_do_not_divide(self):
         with pytest.raises(ValueError, match=r"a number of samples that 3 divides; got 64\. Use num_samples=63"):
             StratifiedMixture(None, Normal(LOCS, SCALES)).rsample((64,))
