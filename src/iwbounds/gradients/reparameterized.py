@@ -53,6 +53,9 @@ class Reparameterized(EvaluatedTogether):
         """Without the control variate."""
         return not self.control_variate
 
+    def __repr__(self) -> str:
+        return "Reparameterized(control_variate=True)" if self.control_variate else "Reparameterized()"
+
     @property
     def needs_fixed_support(self) -> bool:  # type: ignore[override]
         """With the control variate: a support that moves gives the score a mean."""
