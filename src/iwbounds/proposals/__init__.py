@@ -4,6 +4,8 @@ from iwbounds.proposals.aggregated import AggregatedPosterior
 from iwbounds.proposals.base import ExtendedProposal, LogJoint, LogProb, Proposal
 from iwbounds.proposals.distributions import as_proposal
 from iwbounds.proposals.hierarchical import HierarchicalProposal
+from iwbounds.proposals.quasi_random import QuasiRandom
+from iwbounds.proposals.stratified import StratifiedMixture
 
 __all__ = [
     "AggregatedPosterior",
@@ -12,5 +14,7 @@ __all__ = [
     "LogJoint",
     "LogProb",
     "Proposal",
+    "QuasiRandom",
+    "StratifiedMixture",
     "as_proposal",
 ]
