@@ -49,7 +49,8 @@ def hamiltonian(density: Density, centre: Tensor, factor: Tensor) -> Tensor:
         return value.detach(), torch.autograd.grad(value.sum(), u)[0].nan_to_num(0.0)
 
     step, states = 0.5 / len(centre) ** 0.25, []
-    u = torch.randn(CHAINS, len(centre), dtype=torch.float64)
+    # Close to the mode: where the curvature there is small, a whole standard deviation may be a long way off.
+    u = 0.1 * torch.randn(CHAINS, len(centre), dtype=torch.float64)
     value, slope = value_and_slope(u)
     for iteration in range(WARM_UP + KEPT):
         length = int(torch.randint(4, 12, ()))

@@ -55,7 +55,7 @@ def all_targets() -> Iterator[Target]:
     with np.load(folder / "targets.npz") as d:
         small = {key: double(d[key]) for key in d}
     with np.load(folder / "posteriordb.npz", allow_pickle=False) as d:
-        db = {key: double(d[key]) for key in d if not key.endswith(".names")}
+        db = {key: d[key] if key.endswith(".names") else double(d[key]) for key in d}
     with np.load(folder / "waveform.npz") as d:
         waveform = {key: double(d[key]) for key in ("X_train", "y_train")}
     yield from radiata(small)
@@ -64,9 +64,6 @@ def all_targets() -> Iterator[Target]:
     yield eight_schools(db)
     yield from linear_models(db)
     yield from slow_models(db)
-
-
-# --- conjugate regressions: evidence and posterior draws in closed form
 
 
 def normal_gamma(name: str, x: Tensor, y: Tensor, mean: Tensor, precision: Tensor, shape: float, rate: float) -> Target:
@@ -124,9 +121,6 @@ def radiata(d: dict[str, Tensor]) -> Iterator[Target]:
         yield normal_gamma(f"radiata {name}", x, d["radiata_y"], mean, precision, 3.0, 2 * 300.0**2)
 
 
-# --- logistic regressions
-
-
 def logistic(name: str, x: Tensor, y: Tensor, scale: float, truth: float | None, source: str) -> Target:
     def log_density(w: Tensor) -> Tensor:
         logits = w @ x.T
@@ -175,9 +169,6 @@ def eight_schools(db: dict[str, Tensor]) -> Target:
         return log_p + half + Normal(mu + log_tau.exp() * effect, sigma).log_prob(y).sum(-1)
 
     return Target("eight schools", log_density, torch.zeros(10).double(), -31.311347352293, "quadrature")
-
-
-# --- linear models: coefficients in closed form, then one dimension by quadrature
 
 
 def half_cauchy(sigma: Tensor) -> Tensor:
@@ -254,10 +245,8 @@ def linear_models(db: dict[str, Tensor]) -> Iterator[Target]:
     yield linear("arK", x, y[order:], torch.zeros(6).double(), ten, half_cauchy)
 
 
-# --- densities with a loop over time, or a mixture: posterior draws of the public database
-
-
 def slow_models(db: dict[str, Tensor]) -> Iterator[Target]:
+    """Loops over time and mixtures, with the draws of the public database."""
     yield arma(db)
     yield garch(db)
     yield gaussian_mixture(db)
@@ -270,7 +259,7 @@ def from_draws(name: str, log_density: Density, draws: Tensor) -> Target:
 
 
 def arma(db: dict[str, Tensor]) -> Target:
-    y, draws = db["arma11.data.y"], db["arma11.draws"]
+    y = db["arma11.data.y"]
 
     def log_density(z: Tensor) -> Tensor:
         mu, phi, theta, log_sigma = z.unbind(-1)
@@ -284,7 +273,7 @@ def arma(db: dict[str, Tensor]) -> Target:
         likelihood = -len(y) * (log_sigma + 0.5 * math.log(2 * math.pi)) - 0.5 * squares / sigma.square()
         return log_p + half_cauchy(sigma) + log_sigma + likelihood
 
-    return from_draws("arma11", log_density, by_name(db, "arma11", draws, ("mu", "phi", "theta"), ("sigma",)))
+    return from_draws("arma11", log_density, by_name(db, "arma11", ("mu", "phi", "theta"), ("sigma",)))
 
 
 def garch(db: dict[str, Tensor]) -> Target:
@@ -302,7 +291,7 @@ def garch(db: dict[str, Tensor]) -> Target:
             log_p = log_p + Normal(mu, variance.sqrt()).log_prob(y[t])
         return log_p + jacobian
 
-    mu, a0, a1, b1 = by_name(db, "garch11", db["garch11.draws"], ("mu", "alpha0", "alpha1", "beta1")).unbind(-1)
+    mu, a0, a1, b1 = by_name(db, "garch11", ("mu", "alpha0", "alpha1", "beta1")).unbind(-1)
     z = torch.stack([mu, a0.log(), a1.logit(), (b1 / (1 - a1)).logit()], -1)
     return from_draws("garch11", log_density, z)
 
@@ -321,7 +310,7 @@ def gaussian_mixture(db: dict[str, Tensor]) -> Target:
         return log_p + (shares + parts).logsumexp(-1).sum(-1)
 
     names = ("mu[1]", "mu[2]", "sigma[1]", "sigma[2]", "theta")
-    m1, m2, s1, s2, theta = by_name(db, "low_dim_gauss_mix", db["low_dim_gauss_mix.draws"], names).unbind(-1)
+    m1, m2, s1, s2, theta = by_name(db, "low_dim_gauss_mix", names).unbind(-1)
     z = torch.stack([m1, (m2 - m1).log(), s1.log(), s2.log(), theta.logit()], -1)
     return from_draws("low_dim_gauss_mix", log_density, z)
 
@@ -343,7 +332,7 @@ def hidden_markov(db: dict[str, Tensor]) -> Target:
         return log_p + forward.logsumexp(-1)
 
     names = ("theta1[1]", "theta2[1]", "mu[1]", "mu[2]")
-    t1, t2, m1, m2 = by_name(db, "hmm_example", db["hmm_example.draws"], names).unbind(-1)
+    t1, t2, m1, m2 = by_name(db, "hmm_example", names).unbind(-1)
     z = torch.stack([t1.logit(), t2.logit(), m1.log(), (m2 - m1).log()], -1)
     return from_draws("hmm_example", log_density, z)
 
@@ -373,13 +362,8 @@ def gaussian_process(db: dict[str, Tensor]) -> Target:
     return from_draws("gp_pois_regr", log_density, torch.cat([torch.stack([log_rho, log_alpha], 1), e], 1))
 
 
-def by_name(
-    db: dict[str, Tensor], model: str, draws: Tensor, plain: tuple[str, ...], logs: tuple[str, ...] = ()
-) -> Tensor:
-    """Columns in this order, the last ones as logarithms."""
-    folder = data_folder()
-    assert folder is not None
-    with np.load(folder / "posteriordb.npz") as d:
-        names = list(d[f"{model}.names"])
+def by_name(db: dict[str, Tensor], model: str, plain: tuple[str, ...], logs: tuple[str, ...] = ()) -> Tensor:
+    """Columns of the draws in this order, the last ones as logarithms."""
+    draws, names = db[f"{model}.draws"], list(db[f"{model}.names"])
     columns = [draws[:, names.index(name)] for name in plain] + [draws[:, names.index(name)].log() for name in logs]
     return torch.stack(columns, -1)
