@@ -34,6 +34,8 @@ class Target:
     """Independent draws of the posterior itself."""
     reference: Tensor | None = None
     """Draws of ten long chains ``(2000, d)``, for densities that are slow to differentiate."""
+    held: int = 0
+    """How many of the first coordinates stay as they are while the mode is looked for."""
 
 
 def data_folder() -> Path | None:
@@ -156,7 +158,8 @@ def seeds(d: dict[str, Tensor]) -> Target:
 
     start = torch.zeros(26).double()
     start[0] = 2.0
-    return Target("seeds", log_density, start)
+    # The joint mode is at an absurd scale of the random effects, far from the mass.
+    return Target("seeds", log_density, start, held=1)
 
 
 def eight_schools(db: dict[str, Tensor]) -> Target:
@@ -345,7 +348,8 @@ def gaussian_process(db: dict[str, Tensor]) -> Target:
 
     def factor(log_rho: Tensor, log_alpha: Tensor) -> Tensor:
         scaled = squares / (2 * (2 * log_rho).exp()).reshape(-1, 1, 1)
-        return torch.linalg.cholesky((2 * log_alpha).exp().reshape(-1, 1, 1) * (-scaled).exp() + 1e-10 * eye)
+        covariance = (2 * log_alpha).exp().reshape(-1, 1, 1) * (-scaled).exp() + 1e-10 * eye
+        return torch.linalg.cholesky_ex(covariance).L  # a proposal that leaves the range is rejected, not an error
 
     prior = Gamma(torch.tensor(25.0).double(), torch.tensor(4.0).double())
 
@@ -356,10 +360,10 @@ def gaussian_process(db: dict[str, Tensor]) -> Target:
         likelihood = (k * f - f.exp() - torch.lgamma(k + 1)).sum(-1)
         return log_p + Normal(0.0, 1.0).log_prob(e).sum(-1) + likelihood
 
-    draws = db["gp_pois_regr.draws"]
-    log_rho, log_alpha, f = draws[:, 0].log(), draws[:, 1].log(), draws[:, 2:]
-    e = torch.linalg.solve_triangular(factor(log_rho, log_alpha), f.unsqueeze(-1), upper=False).squeeze(-1)
-    return from_draws("gp_pois_regr", log_density, torch.cat([torch.stack([log_rho, log_alpha], 1), e], 1))
+    # The public draws of f have too few digits to be divided by a factor this close to singular.
+    start = torch.zeros(2 + len(x)).double()
+    start[:2] = torch.tensor([6.0, 2.0]).log()
+    return Target("gp_pois_regr", log_density, start)
 
 
 def by_name(db: dict[str, Tensor], model: str, plain: tuple[str, ...], logs: tuple[str, ...] = ()) -> Tensor:
