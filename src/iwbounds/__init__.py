@@ -1,11 +1,36 @@
 """Variational bounds for PyTorch: multi-sample objectives, low-variance gradients, honest evidence estimates."""
 
-from typing import TYPE_CHECKING
-
-from iwbounds._lazy import lazy_attributes
-from iwbounds.bounds import ELBO, IWAE, Bound, Direction, Renyi
+from iwbounds import densities
+from iwbounds.bounds import (
+    CIWAE,
+    CUBO,
+    ELBO,
+    EUBO,
+    IWAE,
+    MIWAE,
+    SUMO,
+    TVO,
+    Bound,
+    Direction,
+    IncompleteUStatistic,
+    Jackknife,
+    Renyi,
+    UStatistic,
+    log_spaced_partition,
+)
+from iwbounds.certificates import lower_confidence_bound, mean_confidence_bound
 from iwbounds.diagnostics import effective_sample_size, pareto_k
 from iwbounds.engine import Estimate, accumulate, estimate, resampling_variance
+from iwbounds.evidence import (
+    CertifiedEvidence,
+    EvidenceReport,
+    StreamingWeights,
+    certify,
+    entropy_bounds,
+    evaluate,
+    mutual_information_bounds,
+    upper_bound,
+)
 from iwbounds.gradients import (
     OVIS,
     STL,
@@ -19,26 +44,9 @@ from iwbounds.gradients import (
     ScoreFunction,
     Wake,
 )
+from iwbounds.kernels import kernels_available
 from iwbounds.logspace import leave_one_out_log_mean_exp, log_mean_exp, normalized_weights
-from iwbounds.proposals import Proposal
-
-if TYPE_CHECKING:
-    from iwbounds import densities
-    from iwbounds.bounds import (
-        CIWAE,
-        CUBO,
-        EUBO,
-        MIWAE,
-        SUMO,
-        TVO,
-        IncompleteUStatistic,
-        Jackknife,
-        UStatistic,
-        log_spaced_partition,
-    )
-    from iwbounds.evidence import StreamingWeights, entropy_bounds, mutual_information_bounds, upper_bound
-    from iwbounds.kernels import kernels_available
-    from iwbounds.proposals import AggregatedPosterior, DirectedLogDensity, HierarchicalProposal
+from iwbounds.proposals import AggregatedPosterior, HierarchicalProposal, Proposal
 
 __version__ = "0.1.0"
 
@@ -56,12 +64,13 @@ __all__ = [
     "VIMCO",
     "AggregatedPosterior",
     "Bound",
+    "CertifiedEvidence",
     "Coefficients",
     "DReG",
     "DReGWake",
-    "DirectedLogDensity",
     "Direction",
     "Estimate",
+    "EvidenceReport",
     "Gradient",
     "HierarchicalProposal",
     "IncompleteUStatistic",
@@ -75,42 +84,21 @@ __all__ = [
     "UStatistic",
     "Wake",
     "accumulate",
+    "certify",
     "densities",
     "effective_sample_size",
     "entropy_bounds",
     "estimate",
+    "evaluate",
     "kernels_available",
     "leave_one_out_log_mean_exp",
     "log_mean_exp",
     "log_spaced_partition",
+    "lower_confidence_bound",
+    "mean_confidence_bound",
     "mutual_information_bounds",
     "normalized_weights",
     "pareto_k",
     "resampling_variance",
     "upper_bound",
 ]
-
-__getattr__ = lazy_attributes(
-    __name__,
-    {
-        "AggregatedPosterior": "proposals",
-        "CIWAE": "bounds",
-        "CUBO": "bounds",
-        "DirectedLogDensity": "proposals",
-        "EUBO": "bounds",
-        "HierarchicalProposal": "proposals",
-        "IncompleteUStatistic": "bounds",
-        "Jackknife": "bounds",
-        "MIWAE": "bounds",
-        "SUMO": "bounds",
-        "StreamingWeights": "evidence",
-        "TVO": "bounds",
-        "UStatistic": "bounds",
-        "densities": "",
-        "entropy_bounds": "evidence",
-        "kernels_available": "kernels",
-        "log_spaced_partition": "bounds",
-        "mutual_information_bounds": "evidence",
-        "upper_bound": "evidence",
-    },
-)

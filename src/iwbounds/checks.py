@@ -1,18 +1,143 @@
-"""Contracts on shapes, dtypes and devices. Each message says what was expected, what was found, and what to do.
+"""Latents and log-densities: how they nest, and contracts on their shapes, dtypes and devices.
 
-Values are never inspected: that would synchronise a GPU and break graphs.
+Each message says what was expected, what was found, and what to do. Values are never inspected: that would synchronise
+a GPU and break graphs.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from numbers import Integral
+from typing import Any, TypeAlias
+
 import torch
 from torch import Tensor
 
-from iwbounds.latents import Latents, latent_leaves
+__all__ = [
+    "Latents",
+    "check_latents",
+    "check_leading_axes",
+    "check_log_density",
+    "check_log_joint",
+    "check_log_q",
+    "check_same_kind",
+    "check_structure",
+    "check_whole_number",
+    "full_precision",
+    "latent_leaves",
+    "map_latents",
+]
 
-__all__ = ["check_latents", "check_log_density", "check_log_joint", "check_same_kind", "full_precision"]
+Latents: TypeAlias = Any
+"""A tensor ``(K, *batch, *event)``, or a (possibly nested) tuple, list or dict of such."""
 
 _HALF = (torch.float16, torch.bfloat16)
+
+
+def map_latents(function: Callable[..., Any], latents: Latents, *others: Any) -> Latents:
+    """Apply ``function`` to every tensor, keeping the structure.
+
+    ``others`` go along: each mirrors the latents, or is one value for all of them.
+
+    >>> map_latents(torch.neg, {"z": torch.ones(2), "s": (torch.zeros(1),)})
+    {'z': tensor([-1., -1.]), 's': (tensor([-0.]),)}
+    >>> map_latents(lambda z, on: on, (0, [1, 2]), (True, [False, True])), map_latents(lambda z, on: on, (0, 1), True)
+    ((True, [False, True]), (True, True))
+    """
+    if isinstance(latents, dict):
+        return {key: map_latents(function, part, *_at(key, others)) for key, part in latents.items()}
+    if isinstance(latents, tuple | list):
+        parts = [map_latents(function, part, *_at(i, others)) for i, part in enumerate(latents)]
+        return type(latents)(*parts) if hasattr(latents, "_fields") else type(latents)(parts)
+    return function(latents, *others)
+
+
+def _at(key: Any, others: tuple[Any, ...]) -> list[Any]:
+    return [other[key] if isinstance(other, dict | tuple | list) else other for other in others]
+
+
+def latent_leaves(latents: Latents) -> list[Any]:
+    """Every tensor in ``latents``, in the order of :func:`map_latents`."""
+    if isinstance(latents, dict):
+        latents = latents.values()
+    elif not isinstance(latents, tuple | list):
+        return [latents]
+    return [leaf for part in latents for leaf in latent_leaves(part)]
+
+
+def check_whole_number(name: str, value: Any, least: int, hint: str = "") -> int:
+    """``value`` as a Python integer; those of numpy are integers too, booleans and fractions are not.
+
+    Raises:
+        ValueError: another type, or a number below ``least``; the message ends with ``hint``.
+
+    >>> import numpy as np
+    >>> check_whole_number("order", np.int64(2), 0)
+    2
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
+        raise ValueError(f"expected {name} to be a whole number, {least} or more; got {value!r}. {hint}".rstrip())
+    return int(value)
+
+
+def check_structure(name: str, found: Any, expected: Any) -> None:
+    """Raise ValueError where two nests of dicts and tuples do not have the same parts; dicts are matched by key."""
+    if isinstance(expected, dict):
+        if not isinstance(found, dict) or found.keys() != expected.keys():
+            raise ValueError(
+                f"expected {name} to give a dict with the parts {sorted(map(str, expected))}; got {_shape_of(found)}."
+            )
+        pairs = [(found[key], part) for key, part in expected.items()]
+    elif isinstance(expected, tuple | list):
+        if not isinstance(found, tuple | list) or len(found) != len(expected):
+            raise ValueError(f"expected {name} to give a tuple of {len(expected)} parts; got {_shape_of(found)}.")
+        pairs = list(zip(found, expected, strict=True))
+    elif isinstance(found, dict | tuple | list):
+        raise ValueError(
+            f"expected {name} to give one tensor where reparameterized says {expected}; got {_shape_of(found)}."
+        )
+    else:
+        return
+    for one, other in pairs:
+        check_structure(name, one, other)
+
+
+def _shape_of(found: Any) -> str:
+    """A nest of latents, or log-densities, in a few words."""
+    if isinstance(found, dict):
+        return f"a dict with the parts {sorted(map(str, found))}"
+    if isinstance(found, tuple | list):
+        return f"a {type(found).__name__} of {len(found)} parts"
+    return f"one tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+
+
+def check_log_q(log_q: object, latents: Latents, batch_shape: tuple[int, ...] | None = None) -> Tensor:
+    """A log-proposal, known to be a floating tensor ``(num_samples, *batch)`` whose axes lead every latent's.
+
+    Args:
+        batch_shape: the proposal's batch, where it is known.
+    """
+    leaves = latent_leaves(latents)
+    checked = check_log_density("the proposal's log_prob", log_q, leaves[0].shape[0])
+    check_leading_axes(leaves, checked, batch_shape)
+    return checked
+
+
+def check_leading_axes(leaves: list[Tensor], log_q: Tensor, batch_shape: tuple[int, ...] | None) -> None:
+    """Raise ValueError where a latent's leading axes are not those of the log-densities, ``(num_samples, *batch)``."""
+    if batch_shape is not None and log_q.ndim <= len(batch_shape):
+        raise ValueError(
+            f"expected samples of shape (num_samples, *batch, *event) with the proposal's batch {tuple(batch_shape)}; "
+            f"their log-density has shape {tuple(log_q.shape)}, which leaves no axis for the samples. Add it in front: "
+            "samples.unsqueeze(0) is one sample."
+        )
+    for leaf in leaves:
+        if leaf.shape[: log_q.ndim] != log_q.shape:
+            raise ValueError(
+                f"expected every latent to have the leading axes of the log-densities, {tuple(log_q.shape)} = "
+                f"(num_samples, *batch); got a latent of shape {tuple(leaf.shape)}. Nothing is broadcast: expand the "
+                "proposal's parameters over the batch, or keep global latents in an estimate of their own (batch ())."
+            )
 
 
 def check_latents(latents: Latents, num_samples: int | None) -> int:

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.distributions import Normal
 
 import iwbounds as iw
+from iwbounds.checks import latent_leaves
 
 DOUBLE = torch.float64
 
@@ -42,7 +43,7 @@ class Expectation:
         """Gradient of the expected bound by plain autograd."""
         z = self.samples()
         log_q = self.q.log_prob(z)
-        log_q = sum(log_q) if isinstance(log_q, tuple) else log_q
+        log_q = sum(latent_leaves(log_q))
         expected = (self.log_probability().exp() * bound(self.log_joint(z) - log_q)).sum()
         return list(torch.autograd.grad(expected, self.parameters))
 
@@ -178,9 +179,9 @@ def mixed(nodes: int, discrete_first: bool) -> Expectation:
     def log_q_discrete(d: Tensor, c: Tensor) -> Tensor:
         return logits(c).expand(*d.shape, 3).gather(-1, d.unsqueeze(-1)).squeeze(-1)
 
-    def log_q(z: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def log_q(z: dict[str, Tensor]) -> dict[str, Tensor]:
         gaussian = Normal(loc(z["d"]), log_scale.exp()).log_prob(z["c"])
-        return gaussian, log_q_discrete(z["d"], z["c"])
+        return {"d": log_q_discrete(z["d"], z["c"]), "c": gaussian}  # in another order: parts are matched by key
 
     def samples() -> dict[str, Tensor]:
         return {"c": loc(d) + log_scale.exp() * noise, "d": d}

@@ -20,7 +20,7 @@ from torch.distributions import (
 )
 
 import iwbounds as iw
-from iwbounds.proposals.fixed import fixed_log_prob
+from iwbounds.proposals.distributions import fixed_log_prob
 from tests.engine.test_large_k import PathAndScore
 
 B, D, K = 4, 3, 6

@@ -7,25 +7,27 @@ single datum does not fit.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
+from torch.nn.parallel import DistributedDataParallel
 
-from iwbounds.checks import check_latents
-from iwbounds.engine.draws import DEFAULT_NUM_SAMPLES, prepare
-from iwbounds.engine.estimate import estimate
+from iwbounds.bounds import IWAE, Bound
+from iwbounds.checks import Latents, check_latents, check_whole_number, latent_leaves, map_latents
+from iwbounds.engine.chunks import run_in_two_passes
+from iwbounds.engine.estimate import run
+from iwbounds.engine.request import DEFAULT_NUM_SAMPLES, Request, complete
 from iwbounds.engine.result import Estimate
-from iwbounds.engine.two_passes import Share, run_in_two_passes
-from iwbounds.latents import Latents, latent_leaves, map_latents
-from iwbounds.proposals import LogJoint, Proposal
+from iwbounds.gradients import Gradient
+from iwbounds.proposals import ExtendedProposal, LogJoint, Proposal
 
 __all__ = ["DEFAULT_LIVE_SAMPLES", "Model", "accumulate", "batch_slices"]
 
-Model: TypeAlias = Callable[[Any], tuple[LogJoint, Distribution | Proposal]]
+Model: TypeAlias = Callable[[Any], tuple[LogJoint, Distribution | Proposal | ExtendedProposal]]
 """From data to the log-joint and the proposal of that data."""
 
 DEFAULT_LIVE_SAMPLES = 5000
@@ -33,26 +35,45 @@ DEFAULT_LIVE_SAMPLES = 5000
 batch costs in one graph; far fewer make many small matrix products, which take longer."""
 
 
-def accumulate(model: Model, x: Any, max_live_samples: int | None = None, **options: Any) -> Estimate:
+def accumulate(
+    model: Model,
+    x: Any,
+    max_live_samples: int | None = None,
+    *,
+    bound: Bound = IWAE(),
+    gradient: Gradient | None = None,
+    proposal_bound: Bound | None = None,
+    num_samples: int | None = None,
+    chunk_size: int | None = None,
+    backward_samples: int | None = None,
+    samples: Latents | None = None,
+    scaled_likelihood: bool = False,
+) -> Estimate:
     r"""Add the gradient of −mean(value) over a batch to ``.grad``, holding few samples in memory at once.
 
     The same gradient as ``(-iw.estimate(*model(x), **options).value.mean()).backward()``, part by part. Call the
     optimizer's ``zero_grad`` before and ``step`` after.
 
     Args:
-        model: data to ``(log_joint, proposal)``, whose batch shape starts with the data's first axis.
-        x: a tensor ``(batch, …)``, or a tuple or dict of such; every tensor is sliced along its first axis.
+        model: data to ``(log_joint, proposal)``, whose batch shape starts with the data's first axis. It is called once
+            for each part of the data.
+        x: a tensor ``(batch, …)``, or a tuple or dict of such; every tensor is sliced along its first axis. Where it
+            comes from a network, that network gets its gradient too.
         max_live_samples: how many samples × data may be in memory at once; 5000 by default. Where one datum has more
             samples than this, its samples are chunked.
-        options: those of :func:`iwbounds.estimate`; ``samples`` are sliced along their batch axis. With ``chunk_size``
-            the parts are of so many samples of more data, and every sample is evaluated twice.
+        bound, gradient, proposal_bound, num_samples, backward_samples, scaled_likelihood: those of
+            :func:`iwbounds.estimate`.
+        chunk_size: the parts are of so many samples of more data, and every sample is evaluated twice.
+        samples: as in :func:`iwbounds.estimate`; sliced along their batch axis.
 
     Returns:
         The :class:`iwbounds.Estimate` of the whole batch, without a backward: it has been run.
 
     Raises:
+        TypeError: ``max_live_samples`` is no whole number.
         ValueError: tensors in ``x`` differ in their first axis, ``max_live_samples`` is not positive, or the proposal's
-            batch is not the data's; and whatever :func:`iwbounds.estimate` raises.
+            batch is not the data's; a ``DistributedDataParallel`` model, whose ranks are synchronised by the first of
+            several backwards alone; and whatever :func:`iwbounds.estimate` raises.
 
     >>> import iwbounds as iw
     >>> loc = torch.nn.Parameter(torch.zeros(()))
@@ -64,38 +85,122 @@ def accumulate(model: Model, x: Any, max_live_samples: int | None = None, **opti
     >>> bool(loc.grad < 0)
     True
     """
-    budget = DEFAULT_LIVE_SAMPLES if max_live_samples is None else max_live_samples
-    if budget < 1:
-        raise ValueError(f"expected max_live_samples of at least 1; got {budget}.")
-    samples = options.pop("samples", None)
-    live = _samples_at_once(_num_samples(samples, options), budget, options)
-    size = batch_size(x)
+    budget = DEFAULT_LIVE_SAMPLES if max_live_samples is None else _budget(max_live_samples)
+    chunk_size = (
+        None
+        if chunk_size is None
+        else check_whole_number("chunk_size", chunk_size, 1, "Take at least 1; None takes all.")
+    )
+    count = _num_samples(samples, num_samples)
+    live = min(count if chunk_size is None else chunk_size, budget)
+    chunk_size = live if live < count else chunk_size
+    size, step = batch_size(x), max(1, budget // live)
+    if torch.is_grad_enabled() and (step < size or (chunk_size or count) < count):
+        _refuse_distributed(model)
+
+    def part_of(inputs: Any, drawn: Latents | None) -> Estimate:
+        request = complete(
+            *model(inputs),
+            bound,
+            gradient,
+            proposal_bound=proposal_bound,
+            num_samples=num_samples,
+            samples=drawn,
+            scaled_likelihood=scaled_likelihood,
+            chunk_size=chunk_size,
+            backward_samples=backward_samples,
+        )
+        return _run_part(request, functools.partial(_weight, size, batch_size(inputs)))
+
     whole: Estimate | None = None
-    for part in batch_slices(size, max(1, budget // live)):
-        drawn = None if samples is None else map_latents(lambda z, part=part: z[:, part], samples)
-        inputs = map_latents(lambda leaf, part=part: leaf[part], x)
-        found = _run_part(*model(inputs), options | {"samples": drawn}, partial(_share, size, batch_size(inputs)))
-        whole = whole or _room_for(found, size)
-        whole.value[part], whole.log_weights[:, part] = found.value, found.log_weights
+    with _Boundary(x) as data, _Boundary(samples) as given:
+        for part in batch_slices(size, step):
+            drawn = None if samples is None else map_latents(lambda z, part=part: z[:, part], given)
+            found = part_of(map_latents(lambda leaf, part=part: leaf[part], data), drawn)
+            whole = whole or _empty_like(found, size)
+            whole.value[part], whole.log_weights[:, part] = found.value, found.log_weights
     assert whole is not None, "there is at least one part, be it empty"
+    if gradient is not None and torch.is_grad_enabled():
+        gradient.update(whole.value)
     return whole
 
 
-def _run_part(
-    log_joint: LogJoint, proposal: Distribution | Proposal, options: dict[str, Any], share: Share
-) -> Estimate:
+def _run_part(request: Request, weight: Callable[[Tensor], float]) -> Estimate:
     """Estimate some of the data and run their backward; what is left holds no graph."""
-    if options.get("chunk_size") is not None and options.get("backward_samples") is None:
-        chosen = {key: value for key, value in options.items() if key not in ("chunk_size", "backward_samples")}
-        return run_in_two_passes(prepare(log_joint, proposal, **chosen), options["chunk_size"], share)
-    part = estimate(log_joint, proposal, **options)
-    upstream = torch.full_like(part.value, share(part.value))
+    if request.chunk_size is not None and request.backward_samples is None:
+        return run_in_two_passes(request, request.chunk_size, weight)
+    part = run(request)
+    upstream = torch.full_like(part.value, weight(part.value))
     if part.value.requires_grad:
         part.value.backward(upstream)  # type: ignore[no-untyped-call]
-    return Estimate(part.value.detach(), part.log_weights, part.direction)
+    return Estimate(part.value.detach(), part.log_weights, part.direction, independent=part.independent)
 
 
-def _share(size: int, part_size: int, value: Tensor) -> float:
+class _Boundary:
+    """Cuts the graph that leads to some inputs, so that each part can run its own backward; at the end the gradient
+    that the parts have left at the cut is sent on, once."""
+
+    def __init__(self, inputs: Any) -> None:
+        self._pairs: list[tuple[Tensor, Tensor]] = []
+        self._cut = None if inputs is None else map_latents(self._leaf, inputs)
+
+    def _leaf(self, z: Tensor) -> Tensor:
+        if not (isinstance(z, Tensor) and z.requires_grad and z.grad_fn is not None and torch.is_grad_enabled()):
+            return z
+        leaf = z.detach().requires_grad_()
+        self._pairs.append((z, leaf))
+        return leaf
+
+    def __enter__(self) -> Any:
+        return self._cut
+
+    def __exit__(self, failed: object, *_: object) -> None:
+        reached = [(z, leaf.grad) for z, leaf in self._pairs if leaf.grad is not None]
+        if failed is None and reached:
+            torch.autograd.backward([z for z, _ in reached], [grad for _, grad in reached])
+
+
+def _refuse_distributed(model: Any) -> None:
+    if _find_distributed(model):
+        raise ValueError(
+            "accumulate runs several backwards, and DistributedDataParallel synchronises the ranks in the first of "
+            "them alone: their gradients would drift apart. Pass the module that it wraps (model.module) and average "
+            "the gradients yourself afterwards, or call iw.estimate and its one backward."
+        )
+
+
+def _find_distributed(model: Any) -> bool:
+    """Whether a callable is, holds, or closes over a DistributedDataParallel module."""
+    if isinstance(model, torch.nn.Module):
+        return any(isinstance(module, DistributedDataParallel) for module in model.modules())
+    if isinstance(model, functools.partial):
+        return any(map(_find_distributed, [model.func, *model.args, *model.keywords.values()]))
+    cells = [cell.cell_contents for cell in getattr(model, "__closure__", None) or () if _is_filled(cell)]
+    owner = getattr(model, "__self__", None)
+    used = getattr(getattr(model, "__code__", None), "co_names", ())
+    named = [getattr(model, "__globals__", {}).get(name) for name in used]
+    modules = [owner, *vars(owner).values()] if hasattr(owner, "__dict__") else [owner]
+    return any(_find_distributed(part) for part in [*cells, *named, *modules] if isinstance(part, torch.nn.Module))
+
+
+def _is_filled(cell: Any) -> bool:
+    try:
+        return cell.cell_contents is not None
+    except ValueError:  # a variable that is not bound yet
+        return False
+
+
+def _budget(max_live_samples: Any) -> int:
+    if isinstance(max_live_samples, Bound | Gradient):
+        kind = "bound" if isinstance(max_live_samples, Bound) else "gradient"
+        raise TypeError(
+            f"expected max_live_samples, a whole number, as the third argument of accumulate; got "
+            f"{max_live_samples!r}. Pass it by name: {kind}={max_live_samples!r}."
+        )
+    return check_whole_number("max_live_samples", max_live_samples, 1, "Hold at least 1.")
+
+
+def _weight(size: int, part_size: int, value: Tensor) -> float:
     """What −mean(value) over a batch of this size weighs one datum by; ``value`` is that of a part of the batch."""
     if value.shape[:1] != (part_size,):
         raise ValueError(
@@ -119,25 +224,17 @@ def batch_slices(size: int, step: int) -> Iterator[slice]:
         yield slice(start, start + step)
 
 
-def _num_samples(samples: Latents | None, options: dict[str, Any]) -> int:
-    count = options.get("num_samples")
+def _num_samples(samples: Latents | None, num_samples: int | None) -> int:
+    if num_samples is not None:
+        num_samples = check_whole_number("num_samples", num_samples, 1, "Draw at least 1.")
     if samples is not None:
-        return check_latents(samples, count)
-    return DEFAULT_NUM_SAMPLES if count is None else count
+        return check_latents(samples, num_samples)
+    return DEFAULT_NUM_SAMPLES if num_samples is None else num_samples
 
 
-def _samples_at_once(count: int, budget: int, options: dict[str, Any]) -> int:
-    """All of a datum's, or as many as ``chunk_size`` (set here if need be) and the budget allow."""
-    chunk_size = options.get("chunk_size")
-    live = min(count if chunk_size is None else chunk_size, budget)
-    if live < count:
-        options["chunk_size"] = live
-    return max(1, live)
-
-
-def _room_for(part: Estimate, size: int) -> Estimate:
+def _empty_like(part: Estimate, size: int) -> Estimate:
     """The whole batch's results, to be filled in: made once, as small results that are kept between the large buffers
     of the parts would keep the C library's allocator from using their memory again."""
     value = part.value.new_empty((size, *part.value.shape[1:]))
     log_weights = part.log_weights.new_empty((part.num_samples, size, *part.log_weights.shape[2:]))
-    return Estimate(value, log_weights, part.direction)
+    return Estimate(value, log_weights, part.direction, independent=part.independent)

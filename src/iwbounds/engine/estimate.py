@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from dataclasses import replace
 
 import torch
+from torch import Tensor
 from torch.distributions import Distribution
 
 from iwbounds.bounds import IWAE, Bound
-from iwbounds.engine.chunks import make_route
-from iwbounds.engine.draws import prepare
-from iwbounds.engine.redraws import Draws
+from iwbounds.checks import Latents, map_latents
+from iwbounds.engine.autograd import attach, first_pass
+from iwbounds.engine.chunks import evaluate_in_chunks
+from iwbounds.engine.evaluate import Evaluated, evaluate
+from iwbounds.engine.request import Request, complete
 from iwbounds.engine.resampling import resampled
 from iwbounds.engine.result import Estimate
-from iwbounds.engine.routing import attach
-from iwbounds.gradients import Gradient
-from iwbounds.latents import Latents
-from iwbounds.proposals import LogJoint, Proposal
+from iwbounds.gradients import Coefficients, Gradient
+from iwbounds.proposals import ExtendedProposal, LogJoint, Proposal
 
 __all__ = ["estimate"]
 
 
 def estimate(
     log_joint: LogJoint,
-    proposal: Distribution | Proposal,
+    proposal: Distribution | Proposal | ExtendedProposal,
     bound: Bound = IWAE(),
     gradient: Gradient | None = None,
     *,
@@ -32,6 +33,8 @@ def estimate(
     chunk_size: int | None = None,
     backward_samples: int | None = None,
     samples: Latents | None = None,
+    keep_samples: bool = False,
+    scaled_likelihood: bool = False,
 ) -> Estimate:
     r"""Estimate a bound of log p(x) for each datum, with the gradient that the chosen estimator gives.
 
@@ -41,10 +44,12 @@ def estimate(
     Args:
         log_joint: latents to ``(K, *batch)`` nats of log p(x, z); closes over the data and the model. Datum i may
             depend on the latents of datum i alone.
-        proposal: a torch ``Distribution`` with batch shape ``batch``, or :class:`iwbounds.Proposal`.
+        proposal: a torch ``Distribution`` with batch shape ``batch``, :class:`iwbounds.Proposal`, or a proposal of more
+            than one draw (:class:`iwbounds.HierarchicalProposal`).
         bound: what to estimate.
-        gradient: how its backward is made. None: :class:`iwbounds.DReG` where the proposal is reparameterised
-            (:class:`iwbounds.Reparameterized` if the bound is not smooth), else :class:`iwbounds.VIMCO`
+        gradient: how its backward is made. None: one that fits. :class:`iwbounds.DReG` where the proposal is
+            reparameterised (:class:`iwbounds.Reparameterized` where the bound is not smooth, the support moves with the
+            parameters, or the samples depend on each other), else :class:`iwbounds.VIMCO`
             (:class:`iwbounds.ScoreFunction` for one sample).
         proposal_bound: another bound for the proposal's gradient, the model keeping ``bound``. With
             ``bound=IWAE(), proposal_bound=MIWAE(groups)`` this is PIWAE.
@@ -55,15 +60,19 @@ def estimate(
         backward_samples: how many samples, of those K, to run the backward on: an unbiased choice that favours large
             coefficients (see :mod:`iwbounds.engine.resampling`). None: all.
         samples: latents already drawn, ``(K, *batch, *event)``; then nothing is drawn.
+        keep_samples: keep the latents, detached, as ``estimate.samples``.
+        scaled_likelihood: say so where ``log_joint`` is an unbiased estimate of the log-joint, such as a mini-batch's
+            likelihood times its share of the data. The ELBO, linear in the log-weights, is still a lower bound; nothing
+            else is (direction none).
 
     Returns:
         An :class:`iwbounds.Estimate`: ``value`` ``(*batch)`` nats in at least float32, ``log_weights``, ``direction``
         and diagnostics. Under ``torch.no_grad()``, the value alone.
 
     Raises:
-        TypeError: a callable returns no floating tensor, or mixes float32 with float64.
-        ValueError: a wrong shape, device or number of samples; a pathwise gradient without a reparameterised sample; a
-            gradient that is wrong for the bound. Each says what was expected and found, and what to do.
+        TypeError: an argument of another kind; a callable returns no floating tensor, or mixes float32 with float64.
+        ValueError: a wrong shape, device or number of samples; a gradient that is wrong for the bound, or for what the
+            proposal is. Each says what was expected and found, and what to do.
 
     Values are not inspected: NaN stays in its own datum, a datum whose log-joints are all −inf gives −inf with
     gradient 0.
@@ -77,7 +86,7 @@ def estimate(
     >>> loc.grad.shape
     torch.Size([2])
     """
-    log_joint, proposal, rule, draws = prepare(
+    request = complete(
         log_joint,
         proposal,
         bound,
@@ -85,26 +94,54 @@ def estimate(
         proposal_bound=proposal_bound,
         num_samples=num_samples,
         samples=samples,
+        chunk_size=chunk_size,
+        backward_samples=backward_samples,
+        scaled_likelihood=scaled_likelihood,
     )
-    differentiate = torch.is_grad_enabled()
-    few = _if_fewer(backward_samples, draws.count) if differentiate else None
-    latents = None if few is None else draws.latents
-    with nullcontext() if few is None else torch.no_grad():
-        route = make_route(log_joint, proposal, rule, draws, chunk_size)
+    found = run(request, keep_samples)
+    if gradient is not None and request.differentiate:
+        gradient.update(found.value.detach())
+    return found
+
+
+def run(request: Request, keep_samples: bool = False) -> Estimate:
+    """The estimate that a completed request asks for."""
+    latents = request.all_samples() if request.chunk_size is None or keep_samples else None
+    if request.backward_samples is not None:
+        return _run_on_few(request, request.all_samples() if latents is None else latents, keep_samples)
+    evaluated = _evaluated(request, latents)
     with torch.no_grad():
-        value, coefficients = rule.evaluate(route.log_w, differentiate)
-    log_w = route.log_w
-    if coefficients is None:
-        return Estimate(value, log_w, bound.direction)
-    sent = coefficients
-    if few is not None:
-        latents, sent = resampled(latents, coefficients, few)
-        route = make_route(log_joint, proposal, rule, Draws(few, lambda _: latents), chunk_size)
-    value = attach(value, [*route.channels(sent), *sent.extra])
-    return Estimate(value, log_w, bound.direction, coefficients)
+        value, coefficients = request.evaluate(evaluated.log_w)
+    if coefficients is not None:
+        value = attach(value, [*evaluated.channels(coefficients), *coefficients.extra])
+    return _estimate(request, value, evaluated.log_w, coefficients, latents if keep_samples else None)
 
 
-def _if_fewer(backward_samples: int | None, count: int) -> int | None:
-    if backward_samples is not None and backward_samples < 1:
-        raise ValueError(f"expected backward_samples of at least 1; got {backward_samples}. None takes all.")
-    return None if backward_samples is None or backward_samples >= count else backward_samples
+def _run_on_few(request: Request, latents: Latents, keep_samples: bool) -> Estimate:
+    """All samples without a graph of the densities; those that are chosen by their coefficients, with one."""
+    assert request.backward_samples is not None, "the caller knows"
+    with first_pass("backward_samples"):
+        log_w = _evaluated(request, latents).log_w
+        value, coefficients = request.evaluate(log_w)
+    assert coefficients is not None, "gradients are on"
+    chosen, kept = resampled(latents, coefficients, request.backward_samples)
+    channels = _evaluated(replace(request, count=request.backward_samples), chosen).channels(kept)
+    value = attach(value, [*channels, *kept.extra])
+    return _estimate(request, value, log_w, coefficients, latents if keep_samples else None)
+
+
+def _evaluated(request: Request, latents: Latents | None) -> Evaluated:
+    """Of the latents, or of those that the request draws: all at once, or in chunks."""
+    if request.chunk_size is None or request.chunk_size >= request.count:
+        return evaluate(request, request.all_samples() if latents is None else latents)
+    given = request if latents is None else replace(request, samples=latents)
+    return evaluate_in_chunks(given, request.chunk_size)
+
+
+def _estimate(
+    request: Request, value: Tensor, log_w: Tensor, coefficients: Coefficients | None, latents: Latents | None
+) -> Estimate:
+    visible = request.proposal.visible
+    if latents is not None:
+        latents = map_latents(Tensor.detach, latents if visible is None else visible(latents))
+    return Estimate(value, log_w, request.direction, coefficients, latents, request.proposal.independent)

@@ -11,8 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from iwbounds.checks import Latents, map_latents
 from iwbounds.gradients import Coefficients
-from iwbounds.latents import Latents, map_latents
 
 __all__ = ["copy_probabilities", "resampled", "resampling_variance", "systematic_indices"]
 
@@ -56,13 +56,14 @@ def resampling_variance(coefficients: Coefficients, count: int) -> Tensor:
     .. math:: \frac{\sum_k c_k^2\, f_k(1-f_k)/(m p_k)^2}{\sum_k c_k^2}, \qquad f_k = m p_k - \lfloor m p_k\rfloor
 
     Exact where the samples' gradients have the same size and are uncorrelated; ``(*batch)``, c being the model's
-    coefficient (or the first that is used).
+    coefficient (or the first that is used); 0 for a datum without any coefficient.
     """
     expected = count * copy_probabilities(coefficients)
     fraction = expected - expected.floor()
     used = next(c for c in (coefficients.model, coefficients.path, coefficients.score) if c is not None).double()
     extra = torch.where(used == 0, 0.0, used.square() * fraction * (1 - fraction) / expected.square())
-    return extra.sum(0) / used.square().sum(0)
+    total = used.square().sum(0)
+    return torch.where(total == 0, 0.0, extra.sum(0) / total)  # a dead datum has no coefficient, and no variance
 
 
 def _take(z: Tensor, indices: Tensor) -> Tensor:

@@ -7,9 +7,8 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from iwbounds.bounds import IWAE, Direction
-from iwbounds.checks import check_log_joint
+from iwbounds.checks import Latents, check_log_joint, map_latents
 from iwbounds.engine import Estimate
-from iwbounds.latents import Latents, map_latents
 from iwbounds.proposals import HierarchicalProposal, LogJoint, Proposal, as_proposal
 
 __all__ = ["upper_bound"]

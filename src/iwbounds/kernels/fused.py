@@ -154,4 +154,5 @@ def _inputs_and_outputs(log_w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """
     x = log_w.detach().reshape(log_w.shape[0], math.prod(log_w.shape[1:]))
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    return x, *(torch.empty(shape, dtype=dtype, device=x.device) for shape in (x.shape[1:], x.shape))
+    value, c = (torch.empty(shape, dtype=dtype, device=x.device) for shape in (x.shape[1:], x.shape))
+    return x, value, c

@@ -1,20 +1,17 @@
-"""What the engine asks of a proposal: draw latents, and evaluate their log-density."""
+"""What the engine asks of a proposal: draw latents, evaluate their log-density, and say what may be assumed of both."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from torch import Tensor
-from torch.distributions import Distribution
 
-from iwbounds.bounds import Bound
-from iwbounds.gradients import Gradient
-from iwbounds.latents import Latents, latent_leaves
-from iwbounds.proposals.fixed import fixed_log_prob
+from iwbounds.checks import Latents, check_structure, latent_leaves, map_latents
 
-__all__ = ["LogJoint", "LogProb", "Proposal", "as_proposal"]
+__all__ = ["ExtendedProposal", "LogJoint", "LogProb", "Proposal"]
 
 LogJoint: TypeAlias = Callable[[Latents], Tensor]
 """The user's log p(x, z): latents to ``(K, *batch)`` nats."""
@@ -27,19 +24,37 @@ LogProb: TypeAlias = Callable[[Latents], Any]
 class Proposal:
     """A proposal made of callables, for whatever is not a torch ``Distribution``.
 
+    Gradient estimators assume something of a proposal, and are right only where it holds. What is said here decides
+    which of them :func:`iwbounds.estimate` takes by default, and which it refuses; :class:`iwbounds.Reparameterized`
+    needs the least. :func:`iwbounds.testing.check_contract` tests what is said.
+
     Args:
         sample: called positionally with ``(num_samples,)``, once unless ``samples_per_call`` is set; returns latents,
             each ``(K, *batch, *event)``. Differentiable (as ``rsample``) in its reparameterised parts.
         log_prob: gets exactly what ``sample`` returned; gives ``(K, *batch)`` nats. With mixed latents, one such
-            tensor per part, in the structure of the latents.
-        reparameterized: whether the samples carry the gradient of the proposal's parameters; for mixed latents, a
-            tuple or dict of booleans that mirrors them.
+            tensor per part, in the structure of the latents (matched by key).
+        reparameterized: whether the samples carry the gradient of the proposal's parameters, their path being a true
+            derivative (no straight-through estimator); for mixed latents, a tuple or dict that mirrors them. A part
+            that says None is no latent of its own: it carries parameters or constants beside the others, is handed on
+            as it is, and has no log-density.
         name: how messages call it.
-        fixed_log_prob: the same log-density with its parameters detached, where that can be had: it makes DReG and STL
-            cheaper, and changes no number. A torch ``Distribution`` comes with its own.
         samples_per_call: for samples that are drawn independently, how many to draw in one call where ``chunk_size``
             keeps few in memory; they are then drawn once more for the backward, from the same state of PyTorch's
-            generators. None: all are drawn in one call, and held.
+            generators. None: all are drawn in one call, and kept.
+        fixed_log_prob: the same log-density with its parameters detached, where that can be had: it makes DReG and STL
+            cheaper, and changes no number. A torch ``Distribution`` comes with its own.
+        independent: whether the samples are independent along their first axis. False for antithetic, stratified and
+            quasi-random draws, and for draws that share random components.
+        fixed_support: whether the set of values with positive density does not depend on the proposal's parameters.
+            False for a uniform distribution with learned bounds.
+        needs_own_samples: whether ``log_prob`` must be given the very tensor that ``sample`` returned: it recognises
+            it, reads an attribute of it, or has its inverse from a cache. Slices and copies are then never handed over.
+        total_derivative_only: whether ``log_prob`` knows a sample by how it was made, and not by its value, so that its
+            derivative at fixed parameters cannot be had. Said of torch transforms with a cache, or without an inverse.
+        joint_has_parameters: whether the proposal's parameters also sit in the log-joint (an extended one, with reverse
+            models), so that no estimator may treat model and proposal apart.
+        batch_shape: the shape of the batch, where it is known before anything is drawn.
+        visible: from the latents to what the user's log-joint receives of them.
 
     >>> import torch
     >>> shift = torch.zeros(3, requires_grad=True)
@@ -55,55 +70,57 @@ class Proposal:
     name: str = "the proposal"
     samples_per_call: int | None = None
     fixed_log_prob: LogProb | None = None
+    independent: bool = True
+    fixed_support: bool = True
+    needs_own_samples: bool = False
+    total_derivative_only: bool = False
+    joint_has_parameters: bool = False
+    batch_shape: tuple[int, ...] | None = None
+    visible: Callable[[Latents], Latents] | None = None
 
     @property
     def pathwise(self) -> bool:
         """Whether every part is reparameterised."""
-        return all(latent_leaves(self.reparameterized))
+        return self.reparameterized is True or self._flags == {True}
 
     @property
     def mixed(self) -> bool:
         """Whether some parts are reparameterised and some are not."""
-        return len(set(latent_leaves(self.reparameterized))) > 1
+        return len(self._flags) > 1
+
+    @property
+    def carries(self) -> bool:
+        """Whether some parts carry parameters, whose graph is needed even where no latent has one."""
+        return any(flag is None for flag in latent_leaves(self.reparameterized))
+
+    @property
+    def _flags(self) -> set[bool]:
+        return {bool(flag) for flag in latent_leaves(self.reparameterized) if flag is not None}
 
     def log_prob_parts(self, latents: Latents, log_prob: LogProb | None = None) -> list[Any]:
-        """One log-density per part where ``reparameterized`` speaks of parts, else the one there is."""
+        """One log-density per part where ``reparameterized`` speaks of parts, else the one there is.
+
+        Raises:
+            ValueError: the parts are not those of ``reparameterized``.
+        """
         log_q = (log_prob or self.log_prob)(latents)
-        return [log_q] if isinstance(self.reparameterized, bool) else list(latent_leaves(log_q))
-
-    def check(self, gradient: Gradient, proposal_bound: Bound | None) -> None:
-        """Raise ValueError where a gradient, or another bound for the proposal, is wrong for this proposal."""
-
-    def extended(self, log_joint: LogJoint) -> tuple[LogJoint, Proposal]:
-        """The log-joint and the proposal that the engine works on; they differ from the user's for extended latents."""
-        return log_joint, self
+        if isinstance(self.reparameterized, bool):
+            return [log_q]
+        check_structure(f"log_prob of {self.name}", log_q, self.reparameterized)
+        parts: list[Any] = []
+        map_latents(lambda flag, part: parts.append(part) if flag is not None else None, self.reparameterized, log_q)
+        return parts
 
 
-def as_proposal(proposal: Distribution | Proposal) -> Proposal:
-    """The engine's view of whatever a user may pass as a proposal.
+class ExtendedProposal(ABC):
+    """A proposal over more than z: auxiliary variables, a chain, a stratum. It says what the engine is to work on.
 
-    Raises:
-        TypeError: neither a torch ``Distribution`` nor an :class:`Proposal`.
+    Subclass it and write :meth:`extend`; every bound, estimator and option of :func:`iwbounds.estimate` then works.
     """
-    if isinstance(proposal, Proposal):
-        return proposal
-    if isinstance(proposal, Distribution):
-        sample = proposal.rsample if proposal.has_rsample else proposal.sample
-        return Proposal(
-            sample,
-            proposal.log_prob,
-            proposal.has_rsample,
-            type(proposal).__name__,
-            _samples_per_call(proposal),
-            fixed_log_prob(proposal),
-        )
-    raise TypeError(
-        f"expected the proposal to be a torch Distribution, an iwbounds.Proposal or an iwbounds.HierarchicalProposal; "
-        f"got {type(proposal).__name__}. Wrap its two callables: iwbounds.Proposal(sample=…, log_prob=…)."
-    )
 
+    name: str = "the proposal"
+    has_rsample: bool = True
 
-def _samples_per_call(distribution: Distribution) -> int:
-    """As many samples as have about a million elements (4 MB of float32), in multiples of 16."""
-    elements = distribution.batch_shape.numel() * distribution.event_shape.numel()
-    return max(16, 2**20 // max(1, elements) // 16 * 16)
+    @abstractmethod
+    def extend(self, log_joint: LogJoint) -> tuple[LogJoint, Proposal]:
+        """The log-joint of the extended latent, made of the user's (which receives z alone), and its proposal."""

@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from iwbounds.bounds import IWAE, Bound
+from iwbounds.checks import Latents
 from iwbounds.gradients import DReG, Gradient, Reparameterized
-from iwbounds.latents import Latents
 from iwbounds.proposals.base import LogJoint, Proposal
 from iwbounds.proposals.hierarchy import Hierarchy
 from iwbounds.proposals.inner import InnerJoint

@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from iwbounds.bounds import IWAE
-from iwbounds.latents import Latents
+from iwbounds.checks import Latents
 from iwbounds.logspace import normalized_weights
 from iwbounds.proposals.base import LogJoint
 from iwbounds.proposals.hierarchy import Hierarchy

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from iwbounds.bounds import IWAE
-from iwbounds.latents import Latents
+from iwbounds.checks import Latents
 from iwbounds.proposals.base import LogJoint
 from iwbounds.proposals.hierarchy import Hierarchy, LogDensities
 from iwbounds.proposals.mixtures import batch_shape_of

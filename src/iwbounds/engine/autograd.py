@@ -1,0 +1,315 @@
+"""How three coefficients per sample reach three kinds of parameters in one backward pass: all of the autograd code.
+
+* **attach**: one tensor whose value is the bound and whose backward sends each coefficient down its channel.
+* **gate**: the log-joint is called on latents whose backward multiplies the incoming gradient by b/a. The gradient that
+  arrives at log p is a, so its parameters get a and its latents get b, from one forward and one backward.
+* **linearise**: for any callable, separate a log-density's path to the latents from its explicit parameters, so that
+  each gets a coefficient of its own, at the price of one more backward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.autograd.graph import GradientEdge
+
+from iwbounds.checks import Latents, latent_leaves, map_latents
+
+__all__ = [
+    "Channel",
+    "attach",
+    "compiling",
+    "first_pass",
+    "gate",
+    "linearize",
+    "refuse_transforms",
+    "with_ratio",
+]
+
+Channel: TypeAlias = tuple[Tensor | None, Tensor | None]
+"""A tensor in the graph, and the multiplier that its gradient gets."""
+
+
+def compiling() -> bool:
+    """Whether ``torch.compile`` is tracing: it follows no hooks, and no autograd.grad inside a backward."""
+    return torch.compiler.is_compiling()
+
+
+def refuse_transforms() -> None:
+    """Raise where a ``torch.func`` transform (grad, vmap, jacrev, …) is tracing."""
+    if not compiling() and torch._C._functorch.peek_interpreter_stack() is not None:  # no public name asks this
+        raise RuntimeError(
+            "iwbounds.estimate cannot be differentiated by torch.func transforms: its backward is an estimator with "
+            "constant coefficients, which they would differentiate further. Use value.backward() or "
+            "torch.autograd.grad, or transform the bound itself: torch.func.grad of bound(log_weights)."
+        )
+
+
+@contextmanager
+def first_pass(option: str) -> Iterator[None]:
+    """``torch.no_grad()`` for the pass that takes log-weights alone; says what to do where a log-joint differentiates
+    inside."""
+    try:
+        with torch.no_grad():
+            yield
+    except RuntimeError as error:
+        if "does not require grad" not in str(error):
+            raise
+        raise RuntimeError(
+            f"{option} first evaluates log_joint and log_prob under torch.no_grad(), where a derivative inside them "
+            "cannot be taken. Take it under torch.enable_grad(), of z.detach().requires_grad_() where z does not "
+            f"require grad; or drop {option}."
+        ) from error
+
+
+# Attach.
+
+
+def attach(value: Tensor, channels: Iterable[Channel]) -> Tensor:
+    """``value``, with a backward that sends ``multiplier`` times its gradient to each tensor in ``channels``.
+
+    Pairs with a None, or with a tensor outside every graph, are dropped. What is returned is the sum of tensors times
+    multipliers, whose backward is just that and never reads the sum: hence its value can be overwritten by ``value``.
+    (Adding a difference of two such sums instead would meet inf − inf where a log-density is −inf. A Function of its
+    own would hide from a compiler that the value depends on the tensors: their random numbers were then drawn twice,
+    once for each of its two graphs.)
+    """
+    live = [(t, m) for t, m in channels if t is not None and m is not None and t.requires_grad]
+    if not live:
+        return value
+    carrier = _per_datum(live[0][0] * live[0][1], value.ndim)
+    for tensor, multiplier in live[1:]:
+        carrier = carrier + _per_datum(tensor * multiplier, value.ndim)
+    carrier.detach().copy_(value)
+    if not compiling():
+        carrier.register_hook(lambda grad: _refuse_second(grad, [t for t, _ in live]))  # type: ignore[no-untyped-call]
+    return carrier
+
+
+def _per_datum(product: Tensor, batch_ndim: int) -> Tensor:
+    """Sum over samples, and over events where there are any: ``(K, *batch, *event)`` to ``(*batch)``."""
+    total = product.sum(0)
+    return total if total.ndim == batch_ndim else total.flatten(batch_ndim).sum(-1)
+
+
+def _refuse_second(grad: Tensor, tensors: list[Tensor]) -> Tensor | None:
+    """With ``create_graph``, make any further derivative raise: the multipliers are constants, so it would be wrong."""
+    if not torch.is_grad_enabled():
+        return None
+    return _DifferentiableOnce.apply(grad, *tensors)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _DifferentiableOnce(torch.autograd.Function):
+    @staticmethod
+    def forward(_ctx: Any, grad: Tensor, *_tensors: Tensor) -> Tensor:
+        return grad.view_as(grad)
+
+    @staticmethod
+    def backward(_ctx: Any, *_grads: Tensor) -> None:
+        raise RuntimeError(
+            "the value of iwbounds.estimate can be differentiated once: its backward is an estimator with constant "
+            "coefficients, and has no second derivative. Differentiate bound(log_weights) itself instead."
+        )
+
+
+# Gate.
+
+
+def gate(latents: Latents, reparameterized: Any) -> tuple[Latents, list[Tensor]]:
+    """The latents that the log-joint is called on, and one tensor of zeros per gated part, whose gradient is its ratio.
+
+    The coefficients are not known yet when the log-joint is called. So each gated tensor leaves its gate with a
+    companion of zeros, and :func:`with_ratio` later gives it the ratio for a gradient. Parts without a graph, and those
+    that only carry parameters, pass as they are.
+
+    Args:
+        reparameterized: as of :class:`iwbounds.Proposal`, for all parts or for each.
+    """
+    companions: list[Tensor] = []
+
+    def through(z: Tensor, flag: bool | None) -> Tensor:
+        if not _on_path(z, flag):
+            return z
+        gated, companion = _Gate.apply(z)  # type: ignore[no-untyped-call]
+        companions.append(companion)
+        return gated  # type: ignore[no-any-return]
+
+    if isinstance(latents, Tensor):
+        return through(latents, reparameterized), companions
+    return map_latents(through, latents, reparameterized), companions
+
+
+def with_ratio(density: Tensor, companions: list[Tensor], model: Tensor, path: Tensor) -> Tensor:
+    """``density``, evaluated behind a gate, whose backward lets b/a of its gradient pass through that gate.
+
+    Where a is 0 so is b (the caller knows that their ratio is bounded), and the ratio is 0 rather than NaN.
+    """
+    if not companions:
+        return density
+    ratio = (path / model).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+    shaped = [ratio.reshape(ratio.shape + (1,) * (z.ndim - ratio.ndim)) for z in companions]
+    return _Ratio.apply(density, *companions, *shaped)  # type: ignore[no-untyped-call, no-any-return]
+
+
+class _Gate(torch.autograd.Function):
+    """Latents, and zeros of stride 0 (they cost no memory) in a precision that the ratio is not rounded to."""
+
+    @staticmethod
+    def forward(_ctx: Any, z: Tensor) -> tuple[Tensor, Tensor]:
+        return z.view_as(z), z.new_zeros((), dtype=torch.promote_types(z.dtype, torch.float32)).expand(z.shape)
+
+    @staticmethod
+    def backward(_ctx: Any, grad: Tensor, ratio: Tensor) -> Tensor:
+        return (grad * ratio).to(grad.dtype)
+
+
+class _Ratio(torch.autograd.Function):
+    """Passes a density on, and its gradient back; the gradients of the companions are the ratios that follow them."""
+
+    @staticmethod
+    def forward(ctx: Any, density: Tensor, *companions_and_ratios: Tensor) -> Tensor:
+        half = len(companions_and_ratios) // 2
+        ctx.save_for_backward(*companions_and_ratios[half:])
+        ctx.shapes = [companion.shape for companion in companions_and_ratios[:half]]
+        return density.view_as(density)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        ratios = [ratio.expand(shape) for ratio, shape in zip(ctx.saved_tensors, ctx.shapes, strict=True)]
+        return grad, *ratios, *(None for _ in ratios)
+
+
+# Linearise.
+
+
+class Linearized(NamedTuple):
+    """A log-density whose path to the latents and whose explicit parameters have separate channels."""
+
+    value: Tensor
+    """The log-density, in the graph of its explicit parameters; and of the latents' too where ``joined``."""
+    path: Callable[[Tensor | None, bool], list[Channel]]
+    """Channels that send ``multiplier · ∂ log-density/∂z`` to the latents. The boolean says whether the graph of
+    ``value`` is still needed afterwards."""
+    joined: bool
+
+
+def linearize(
+    density: Callable[[Latents], Tensor], latents: Latents, reparameterized: Any, own_samples: bool = False
+) -> Linearized:
+    """Evaluate ``density`` once, and separate its path from its parameters.
+
+    With one latent tensor, ``own_samples`` hands over that very tensor: its partial derivative is then taken where the
+    graph passes through it. With several parts, of which one may be a function of another, it is taken at copies that
+    are cut from the graph: at the parts themselves the path z1 → z2 would be counted too.
+    """
+    if compiling():
+        return _linearize_traced(density, latents, reparameterized)
+    joined = own_samples and len(latent_leaves(latents)) == 1
+    copies = latents if joined else map_latents(_cut, latents, reparameterized)
+    value = density(copies)
+    at, live = _on_paths(copies, reparameterized), _on_paths(latents, reparameterized)
+    # An edge of the graph stands for the tensor: it keeps no values alive.
+    edges = [GradientEdge(z.grad_fn, z.output_nr) if z.grad_fn is not None else z for z in at]
+
+    if not (edges and value.requires_grad):
+        return Linearized(value, lambda _multiplier, _keep: [], joined)
+    # Made now, beside the density: autograd walks the latest nodes first, so that chunk follows chunk in the backward.
+    taken = _Taken(value, edges)
+    through = _Path.apply(value.detach(), taken, *live)  # type: ignore[no-untyped-call]
+
+    def path(multiplier: Tensor | None, keep_graph: bool) -> list[Channel]:
+        taken.keep_graph = keep_graph
+        return [(through, multiplier)]
+
+    return Linearized(value, path, joined)
+
+
+def _on_path(z: Tensor, reparameterized: bool | None) -> bool:
+    return bool(reparameterized) and z.requires_grad
+
+
+def _on_paths(latents: Latents, reparameterized: Any) -> list[Tensor]:
+    """The tensors that carry a path."""
+    found: list[Tensor] = []
+    map_latents(lambda z, flag: found.append(z) if _on_path(z, flag) else None, latents, reparameterized)
+    return found
+
+
+def _cut(z: Tensor, reparameterized: bool | None) -> Tensor:
+    return _Cut.apply(z) if _on_path(z, reparameterized) else z  # type: ignore[no-untyped-call, no-any-return]
+
+
+class _Cut(torch.autograd.Function):
+    """The same latents, from which no gradient flows back."""
+
+    @staticmethod
+    def forward(_ctx: Any, z: Tensor) -> Tensor:
+        return z.view_as(z)
+
+    @staticmethod
+    def backward(_ctx: Any, _grad: Tensor) -> None:
+        return None
+
+
+@dataclass
+class _Taken:
+    """What a slope is taken of, and where; in an object, so that autograd does not take the density for an input."""
+
+    density: Tensor
+    edges: list[Any]
+    keep_graph: bool = False
+    """Whether the density's parameters have a channel of their own, which walks the same graph."""
+
+
+class _Path(torch.autograd.Function):
+    """A log-density in the graph of the latents alone. Its backward is taken when it is asked for, and not before, so
+    that chunks which are evaluated anew in the backward hold no slopes in between."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, taken: _Taken, *_latents: Tensor) -> Tensor:
+        ctx.taken = taken
+        return value.view_as(value)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        # Sample k of datum i enters row (k, i) alone: one call gives every row.
+        taken = ctx.taken
+        try:
+            slopes = torch.autograd.grad(
+                taken.density, taken.edges, grad, retain_graph=taken.keep_graph, allow_unused=True
+            )
+        except RuntimeError as error:
+            if "second time" not in str(error):
+                raise
+            raise RuntimeError(
+                "the value of iwbounds.estimate supports one backward, retain_graph or not: the graph of log q is "
+                "freed once its slope is taken. Call backward once, on a sum of the values; or use Reparameterized()."
+            ) from error
+        return None, None, *slopes
+
+
+def _linearize_traced(density: Callable[[Latents], Tensor], latents: Latents, reparameterized: Any) -> Linearized:
+    """The functional form, which ``torch.compile`` can trace into one graph: latents held fixed, slopes at once."""
+    live = _on_paths(latents, reparameterized)
+    if not live:
+        return Linearized(density(latents), lambda _multiplier, _keep: [], False)
+
+    def of_live(*leaves: Tensor) -> Tensor:
+        left = iter(leaves)
+        return density(map_latents(lambda z, flag: next(left) if _on_path(z, flag) else z, latents, reparameterized))
+
+    value, pull = torch.func.vjp(of_live, *[z.detach() for z in live])  # type: ignore[misc]
+
+    def path(multiplier: Tensor | None, _keep_graph: bool) -> list[Channel]:
+        if multiplier is None:
+            return []
+        return [(z, slope.detach()) for z, slope in zip(live, pull(multiplier.to(value.dtype)), strict=True)]
+
+    return Linearized(value, path, False)

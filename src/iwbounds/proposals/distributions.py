@@ -1,0 +1,297 @@
+"""A torch ``Distribution`` as a proposal: what an estimator may assume of it, and its density with fixed parameters.
+
+Three of PyTorch's promises do not hold for every class. ``has_rsample`` is also said of straight-through samples, whose
+path is no derivative. The support may move with the parameters (``Uniform``, ``Pareto``, affine maps of a bounded
+base), which adds a boundary term to the gradient of an expectation. A transform with a cache, or without an inverse,
+evaluates the density of its own last sample and of nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch import Tensor, distributions, nn
+from torch.distributions import (
+    Distribution,
+    Independent,
+    Transform,
+    TransformedDistribution,
+    constraints,
+    transforms,
+)
+
+from iwbounds.proposals.base import ExtendedProposal, Proposal
+
+__all__ = [
+    "as_proposal",
+    "fixed_log_prob",
+    "has_inverse",
+    "has_moving_support",
+    "has_path",
+    "requires_grad",
+    "with_fixed_parameters",
+]
+
+
+def as_proposal(proposal: Any) -> Proposal | ExtendedProposal:
+    """The engine's view of whatever a user may pass as a proposal.
+
+    Raises:
+        TypeError: neither a torch ``Distribution`` nor a :class:`Proposal` nor an :class:`ExtendedProposal`.
+    """
+    if isinstance(proposal, Proposal | ExtendedProposal):
+        return proposal
+    if isinstance(proposal, Distribution):
+        return _from_distribution(proposal)
+    advice = "Wrap its two callables: iwbounds.Proposal(sample=…, log_prob=…)."
+    if isinstance(proposal, type):
+        advice = f"Make an instance of it: {proposal.__name__}(…)."
+    elif callable(proposal):
+        advice = f"log_joint comes first, then proposal: were they swapped? {advice}"
+    raise TypeError(
+        "expected proposal to be a torch Distribution, an iwbounds.Proposal or an iwbounds.HierarchicalProposal; "
+        f"got {getattr(proposal, '__name__', type(proposal).__name__)}. {advice}"
+    )
+
+
+def _from_distribution(distribution: Distribution) -> Proposal:
+    name = type(distribution).__name__
+    distribution = without_needless_cache(distribution)
+    inverse = has_inverse(distribution)
+    return Proposal(
+        distribution.rsample if distribution.has_rsample else distribution.sample,
+        distribution.log_prob,
+        has_path(distribution),
+        name,
+        _samples_per_call(distribution),
+        fixed_log_prob(distribution),
+        fixed_support=not has_moving_support(distribution),
+        needs_own_samples=not inverse,
+        total_derivative_only=not inverse and requires_grad(distribution),
+        batch_shape=distribution.batch_shape,
+    )
+
+
+def _samples_per_call(distribution: Distribution) -> int:
+    """As many samples as have about a million elements (4 MB of float32), in multiples of 16."""
+    elements = distribution.batch_shape.numel() * distribution.event_shape.numel()
+    return max(16, 2**20 // max(1, elements) // 16 * 16)
+
+
+_PLAIN = {
+    distributions.Beta,
+    distributions.Cauchy,
+    distributions.Chi2,
+    distributions.Dirichlet,
+    distributions.Exponential,
+    distributions.FisherSnedecor,
+    distributions.Gamma,
+    distributions.Laplace,
+    distributions.LowRankMultivariateNormal,
+    distributions.MultivariateNormal,
+    distributions.Normal,
+    distributions.StudentT,
+}
+"""Classes of a fixed support whose attributes are tensors, numbers, and others of these: nothing is hidden."""
+
+_PRECISE_INVERSES = (
+    transforms.AffineTransform,
+    transforms.ComposeTransform,
+    transforms.ExpTransform,
+    transforms.IndependentTransform,
+    transforms.ReshapeTransform,
+)
+"""Transforms, and compositions of such, whose inverse loses no more than rounding."""
+
+
+def is_plain(distribution: Distribution) -> bool:
+    """Whether all that the density depends on is in plain sight, in the attributes of one of PyTorch's own classes.
+
+    Other classes may keep it anywhere, and transforms and modules hold parameters of their own.
+    """
+    while type(distribution) is Independent:
+        distribution = distribution.base_dist
+    return type(distribution) in _PLAIN
+
+
+def fixed_log_prob(distribution: Distribution) -> Callable[[Tensor], Tensor] | None:
+    """``distribution.log_prob`` with detached parameters (made when it is called); None where it cannot be had."""
+    if not is_plain(distribution):
+        return None
+    return lambda latents: with_fixed_parameters(distribution).log_prob(latents)
+
+
+def with_fixed_parameters(distribution: Distribution) -> Distribution:
+    """A copy whose tensors are detached; ``distribution`` must be known to be made of them.
+
+    >>> import torch
+    >>> loc = torch.zeros(2, requires_grad=True)
+    >>> with_fixed_parameters(torch.distributions.Normal(loc, 1.0)).loc.requires_grad
+    False
+    """
+    copy: Distribution = object.__new__(type(distribution))
+    vars(copy).update({name: _fixed(value) for name, value in vars(distribution).items()})
+    return copy
+
+
+def _fixed(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach()
+    return with_fixed_parameters(value) if isinstance(value, Distribution) else value
+
+
+def has_path(distribution: Distribution) -> bool:
+    """Whether the derivative of ``rsample`` is that of the samples: not so for straight-through estimators.
+
+    They are told by their discrete support, or by their name (Pyro's relaxed ones round a sample of the relaxed class
+    and inherit its support).
+    """
+    if not distribution.has_rsample:
+        return False
+    if is_plain(distribution):
+        return True
+    layers = list(_layers(distribution))
+    if any("StraightThrough" in base.__name__ for layer in layers for base in type(layer).__mro__):
+        return False
+    return not any(_is_discrete(layer) for layer in layers)
+
+
+def _layers(distribution: Distribution) -> Iterator[Distribution]:
+    """The distribution and those that it is made of, outermost first."""
+    yield distribution
+    for name in ("base_dist", "base", "_component_distribution"):
+        inner = getattr(distribution, name, None)
+        if isinstance(inner, Distribution):
+            yield from _layers(inner)
+
+
+def _is_discrete(distribution: Distribution) -> bool:
+    support = _support(distribution)
+    return support is not None and bool(support.is_discrete)
+
+
+def _support(distribution: Distribution) -> constraints.Constraint | None:
+    """What the class says of its support; None where it says nothing (many third-party classes raise)."""
+    try:
+        support = distribution.support
+    except (NotImplementedError, AttributeError, ValueError):
+        return None
+    return support if isinstance(support, constraints.Constraint) else None
+
+
+def has_moving_support(distribution: Distribution) -> bool:
+    """Whether the bounds of the support depend on something that requires grad."""
+    if is_plain(distribution):
+        return False
+    if isinstance(distribution, TransformedDistribution) and _inherits_support(distribution):
+        return _image_moves(distribution)
+    inner = [layer for layer in _layers(distribution) if layer is not distribution]
+    support = _support(distribution)
+    if support is not None and requires_grad(vars(support)):
+        return True
+    # Independent and mixtures pass the support of what they are made of on; others are taken at their word.
+    return _passes_support_on(distribution) and any(has_moving_support(layer) for layer in inner)
+
+
+def _inherits_support(distribution: TransformedDistribution) -> bool:
+    """Whether the class declares no support of its own, as ``Gumbel`` and ``LogNormal`` do."""
+    return type(distribution).support is TransformedDistribution.support
+
+
+def _passes_support_on(distribution: Distribution) -> bool:
+    return isinstance(distribution, Independent | distributions.MixtureSameFamily)
+
+
+def _image_moves(distribution: TransformedDistribution) -> bool:
+    """Follow the support through the transforms.
+
+    A transform maps its whole domain onto its codomain, whatever its parameters. A smaller set, such as the unit
+    interval under an affine map, goes wherever the parameters send it. (A learned scale alone would leave (0, ∞) where
+    it is; it counts as moving all the same, which costs no more than another default estimator.)
+    """
+    if has_moving_support(distribution.base_dist):
+        return True
+    reached = _support(distribution.base_dist)
+    for transform in distribution.transforms:
+        if reached is None or _kind(reached) != _kind(transform.domain):
+            if requires_grad(transform):
+                return True
+            reached = None  # the image of a part of the domain has no name of its own
+        else:
+            reached = transform.codomain
+            if requires_grad(vars(reached)):
+                return True
+    return False
+
+
+def _kind(constraint: Any) -> tuple[Any, ...]:
+    """What two constraints share that describe the same set, but for closed or open ends."""
+    while isinstance(constraint, constraints.independent):
+        constraint = constraint.base_constraint
+    numbers = tuple(value for value in vars(constraint).values() if isinstance(value, int | float))
+    name = type(constraint).__name__.replace("ThanEq", "Than").replace("HalfOpenInterval", "Interval")
+    return name, *numbers
+
+
+def has_inverse(distribution: Distribution) -> bool:
+    """Whether the density can be evaluated at any value: no transform has a cache, or lacks an inverse."""
+    return is_plain(distribution) or not any(
+        t._cache_size or (type(t)._inverse is Transform._inverse and _is_leaf(t)) for t in _transforms(distribution)
+    )
+
+
+def _transforms(distribution: Distribution) -> Iterator[Transform]:
+    """Those that ``log_prob`` inverts: classes with a ``log_prob`` of their own, such as ``HalfNormal``, ask none."""
+    for layer in _layers(distribution):
+        if isinstance(layer, TransformedDistribution) and type(layer).log_prob is TransformedDistribution.log_prob:
+            yield from _parts(layer.transforms, Transform)
+
+
+def without_needless_cache(distribution: Distribution) -> Distribution:
+    """The same distribution without caches, where every inverse is as precise as a cached one; else as it is.
+
+    An affine map is inverted to rounding, whatever the sample; the inverse of a saturated tanh is infinite.
+    """
+    exact = all(isinstance(t, _PRECISE_INVERSES) for t in _transforms(distribution))
+    return _uncached(distribution) if exact and not has_inverse(distribution) else distribution
+
+
+def _uncached(distribution: Distribution) -> Distribution:
+    if type(distribution) is Independent:
+        return Independent(_uncached(distribution.base_dist), distribution.reinterpreted_batch_ndims)
+    if type(distribution) is TransformedDistribution:
+        uncached = [t.with_cache(0) for t in distribution.transforms]  # type: ignore[no-untyped-call]
+        return TransformedDistribution(_uncached(distribution.base_dist), uncached)
+    return distribution
+
+
+def _is_leaf(transform: Transform) -> bool:
+    """Compositions and inverses have no ``_inverse`` of their own: their parts are asked instead."""
+    return not any(True for value in vars(transform).values() for _ in _parts(value, Transform))
+
+
+def requires_grad(thing: Any) -> bool:
+    """Whether any tensor in a distribution, transform, constraint, module or container requires grad."""
+    return any(tensor.requires_grad for tensor in _parts(thing, Tensor))
+
+
+def _parts(thing: Any, kind: type) -> Iterator[Any]:
+    """Everything of a type in the attributes of distributions, transforms, constraints and modules, found in depth."""
+    seen: set[int] = set()
+    pending = [thing]
+    while pending:
+        part = pending.pop()
+        if id(part) in seen:
+            continue
+        seen.add(id(part))
+        if isinstance(part, kind):
+            yield part
+        if isinstance(part, nn.Module):
+            pending += part.parameters()
+        if isinstance(part, dict):
+            pending += part.values()
+        elif isinstance(part, list | tuple | set):
+            pending += part
+        elif isinstance(part, Distribution | Transform | constraints.Constraint):
+            pending += vars(part).values()
