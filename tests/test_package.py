@@ -1,5 +1,7 @@
 """The names of the package: listed, found by dir and tab completion, none that brings an optional dependency."""
 
+import pathlib
+import re
 import subprocess
 import sys
 import types
@@ -43,3 +45,10 @@ def test_importing_the_package_brings_no_optional_dependency():
 def test_a_name_that_does_not_exist_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no attribute 'IWEA'"):
         _ = iw.IWEA
+
+
+def test_pre_commit_runs_the_ruff_of_constraints():
+    root = pathlib.Path(__file__).parent.parent
+    pinned = re.search(r"^ruff==(\S+)$", (root / "constraints.txt").read_text(), re.MULTILINE)
+    hook = re.search(r"ruff-pre-commit\s+rev: v(\S+)", (root / ".pre-commit-config.yaml").read_text())
+    assert pinned[1] == hook[1]

@@ -50,7 +50,7 @@ def plain_only(*tensors: Tensor) -> bool:
     # torch (2.13) has no public question for "inside vmap, grad or jvp"; this is the one private call of the package.
     if torch._C._are_functorch_transforms_active():
         return True
-    return any(forward_ad.unpack_dual(x).tangent is not None for x in tensors)
+    return any(forward_ad.unpack_dual(x).tangent is not None for x in tensors)  # type: ignore[no-untyped-call]
 
 
 def _obstacle(device: torch.device) -> str | None:
