@@ -7,9 +7,8 @@ from iwbounds.proposals.base import ExtendedProposal, LogJoint, LogProb, Proposa
 from iwbounds.proposals.distributions import as_proposal
 
 if TYPE_CHECKING:
-    from iwbounds.proposals.aggregated import AggregatedPosterior
     from iwbounds.proposals.directed import DirectedLogDensity
-    from iwbounds.proposals.hierarchical import HierarchicalProposal
+    from iwbounds.proposals.hierarchical import AggregatedPosterior, HierarchicalProposal
 
 __all__ = [
     "AggregatedPosterior",
@@ -24,5 +23,5 @@ __all__ = [
 
 __getattr__ = lazy_attributes(
     __name__,
-    {"AggregatedPosterior": "aggregated", "DirectedLogDensity": "directed", "HierarchicalProposal": "hierarchical"},
+    {"AggregatedPosterior": "hierarchical", "DirectedLogDensity": "directed", "HierarchicalProposal": "hierarchical"},
 )
