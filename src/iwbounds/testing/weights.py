@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from iwbounds.checks import Latents, check_latents, check_log_density, check_log_joint
-from iwbounds.proposals import LogJoint, Proposal, as_proposal
+from iwbounds.proposals import ExtendedProposal, LogJoint, Proposal, as_proposal
 
 __all__ = ["densities", "log_proposal", "with_density"]
 
@@ -18,7 +18,7 @@ def with_density(proposal: Distribution | Proposal, log_joint: LogJoint) -> Prop
         TypeError: a hierarchical proposal, whose density is an integral.
     """
     drawn = as_proposal(proposal)
-    if drawn.extended(log_joint)[1] is not drawn:
+    if isinstance(drawn, ExtendedProposal):
         raise TypeError(
             f"expected a proposal with a density; got {type(proposal).__name__}, whose density is an integral. Check "
             "its mixing, conditional and reverse distributions each on its own, and its estimates by assert_not_above, "
