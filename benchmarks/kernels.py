@@ -34,7 +34,7 @@ def eager(log_p, log_q):
 
 
 def fused(log_p, log_q):
-    from iwbounds.logspace.kernels import fused_bound
+    from iwbounds.kernels import fused_bound
 
     return tuple(fused_bound(log_p, log_q, kernel=True))
 
@@ -46,7 +46,7 @@ def inputs(count, batch, device, dtype=torch.float32):
 
 def gate(device, sizes):
     """Refuse to go on unless every kernel agrees with the reference in float64."""
-    from iwbounds.logspace.kernels import fused_bound, fused_nested, fused_vimco
+    from iwbounds.kernels import fused_bound, fused_nested, fused_vimco
 
     for count, batch in sizes:
         for dtype, limit in ((torch.float32, 1e-4), (torch.float64, 1e-11)):

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -41,3 +42,37 @@ def test_pareto_shape_of_hopeless_input():
     broken = torch.randn(100)
     broken[7] = torch.nan
     assert iw.pareto_k(broken).isnan()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("equal", [20, 30, 100])
+def test_pareto_shape_of_an_equal_tail_is_minus_infinity(equal, dtype):
+    """K = 100 has a tail of 20: equal to each other, whether or not what lies below is."""
+    log_w = torch.randn(100, dtype=dtype)
+    log_w[log_w.argsort()[-equal:]] = 4.0
+    assert iw.pareto_k(log_w) == -math.inf
+
+
+def _pareto_shape_of_the_paper(log_w):
+    """PSIS written out in numpy, one loop per grid point: Zhang and Stephens (2009), section 4, and Vehtari et al.,
+    appendix C: the shape is shrunk towards 0.5 by ten observations."""
+    x = np.sort(np.exp(log_w - log_w.max()))
+    size = min(len(x) // 5, math.ceil(3 * math.sqrt(len(x))))
+    tail = x[-size:] - x[-size - 1]
+    grid = 30 + int(math.sqrt(size))
+    theta, log_likelihood = [], []
+    for j in range(1, grid + 1):
+        theta.append(1 / tail[-1] + (1 - math.sqrt(grid / (j - 0.5))) / (3 * tail[int(size / 4 + 0.5) - 1]))
+        shape = np.mean(np.log1p(-theta[-1] * tail))
+        log_likelihood.append(size * (math.log(-theta[-1] / shape) - shape - 1))
+    weights = [1 / sum(math.exp(other - own) for other in log_likelihood) for own in log_likelihood]
+    best = sum(w * t for w, t in zip(weights, theta, strict=True))
+    return (size * np.mean(np.log1p(-best * tail)) + 10 * 0.5) / (size + 10)
+
+
+@pytest.mark.parametrize("count", [25, 40, 100, 1000])
+def test_pareto_shape_is_that_of_the_paper_prior_included(count):
+    """At K = 25 the tail has 5 weights, and the prior of 10 observations is two thirds of the estimate."""
+    log_w = 1.5 * torch.randn(count, 4, dtype=torch.float64)
+    expected = [_pareto_shape_of_the_paper(column.numpy()) for column in log_w.T]
+    torch.testing.assert_close(iw.pareto_k(log_w), torch.tensor(expected, dtype=torch.float64), rtol=1e-9, atol=1e-9)

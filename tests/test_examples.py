@@ -20,6 +20,7 @@ TINY = {
 }
 SHORTER = {
     "digits": ["--epochs", "1", "--hidden", "10", "--latent", "2", "--evaluation-samples", "20"],
+    "evaluate": ["--quick", "--epochs", "1", "--hidden", "10", "--latent", "2", "--samples", "50"],
     "sigmoid_belief_net": ["--epochs", "1", "--seeds", "1", "--units", "5", "3", "--evaluation-samples", "20"],
     "snr": ["--samples", "2", "4", "--replications", "64"],
 }
@@ -86,6 +87,16 @@ def test_digits_more_samples_fit_better_than_one_and_all_better_than_none(run, l
     assert all(-35 < value < -20 for value in bound.values())
     assert all(0 <= value <= 5 for value in active.values())
     assert all(1 <= value <= 300 for value in ess.values())
+
+
+def test_evaluate_certifies_above_its_estimate_and_more_samples_do_no_harm(run):
+    rows = run("evaluate", "--quick")
+    few, many = (rows[name] for name in ("30 samples", "300 samples"))
+    for nll, certified, ess, _ in (few, many):
+        # log(100) / 450 nats of slack, and three decimals
+        assert number(certified) - number(nll) == pytest.approx(0.0102, abs=0.0011)
+        assert number(ess) > 1
+    assert number(many[2]) > 3 * number(few[2])
 
 
 def test_digits_reads_an_archive_in_the_layout_of_mnist(run, tmp_path):

@@ -1,11 +1,59 @@
 """Variational bounds for PyTorch: multi-sample objectives, low-variance gradients, honest evidence estimates."""
 
-from typing import TYPE_CHECKING
-
-from iwbounds._lazy import lazy_attributes
-from iwbounds.bounds import ELBO, IWAE, Bound, Direction, Renyi
-from iwbounds.diagnostics import effective_sample_size, pareto_k
-from iwbounds.engine import Estimate, accumulate, estimate, resampling_variance
+from iwbounds import (
+    densities,
+)
+from iwbounds.bounds import (
+    CIWAE,
+    CUBO,
+    ELBO,
+    EUBO,
+    IWAE,
+    MIWAE,
+    SUMO,
+    TVO,
+    Bound,
+    Derivatives,
+    Direction,
+    IncompleteUStatistic,
+    Jackknife,
+    Renyi,
+    ReverseIWAE,
+    UStatistic,
+    log_spaced_partition,
+)
+from iwbounds.certificates import (
+    lower_confidence_bound,
+    mean_confidence_bound,
+)
+from iwbounds.diagnostics import (
+    effective_sample_size,
+    pareto_k,
+)
+from iwbounds.engine import (
+    Estimate,
+    accumulate,
+    estimate,
+    resampling_variance,
+)
+from iwbounds.evidence import (
+    CertifiedEvidence,
+    Diagnosis,
+    EvidenceReport,
+    HealthMonitor,
+    Sandwich,
+    StreamingWeights,
+    certify,
+    check_health,
+    diagnose,
+    entropy_bounds,
+    evaluate,
+    gradient_snr,
+    mutual_information_bounds,
+    posterior_expectation,
+    sandwich,
+    upper_bound,
+)
 from iwbounds.gradients import (
     OVIS,
     STL,
@@ -19,28 +67,22 @@ from iwbounds.gradients import (
     ScoreFunction,
     Wake,
 )
-from iwbounds.logspace import leave_one_out_log_mean_exp, log_mean_exp, normalized_weights
-from iwbounds.proposals import Proposal
+from iwbounds.kernels import (
+    kernels_available,
+)
+from iwbounds.logspace import (
+    leave_one_out_log_mean_exp,
+    log_mean_exp,
+    normalized_weights,
+)
+from iwbounds.proposals import (
+    AggregatedPosterior,
+    ExtendedProposal,
+    HierarchicalProposal,
+    Proposal,
+)
 
-if TYPE_CHECKING:
-    from iwbounds import densities
-    from iwbounds.bounds import (
-        CIWAE,
-        CUBO,
-        EUBO,
-        MIWAE,
-        SUMO,
-        TVO,
-        IncompleteUStatistic,
-        Jackknife,
-        UStatistic,
-        log_spaced_partition,
-    )
-    from iwbounds.evidence import StreamingWeights, entropy_bounds, mutual_information_bounds, upper_bound
-    from iwbounds.logspace.kernels import kernels_available
-    from iwbounds.proposals import AggregatedPosterior, DirectedLogDensity, HierarchicalProposal
-
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "CIWAE",
@@ -56,61 +98,52 @@ __all__ = [
     "VIMCO",
     "AggregatedPosterior",
     "Bound",
+    "CertifiedEvidence",
     "Coefficients",
     "DReG",
     "DReGWake",
-    "DirectedLogDensity",
+    "Derivatives",
+    "Diagnosis",
     "Direction",
     "Estimate",
+    "EvidenceReport",
+    "ExtendedProposal",
     "Gradient",
+    "HealthMonitor",
     "HierarchicalProposal",
     "IncompleteUStatistic",
     "Jackknife",
     "Proposal",
     "Renyi",
     "Reparameterized",
+    "ReverseIWAE",
     "RunningMean",
+    "Sandwich",
     "ScoreFunction",
     "StreamingWeights",
     "UStatistic",
     "Wake",
     "accumulate",
+    "certify",
+    "check_health",
     "densities",
+    "diagnose",
     "effective_sample_size",
     "entropy_bounds",
     "estimate",
+    "evaluate",
+    "gradient_snr",
     "kernels_available",
     "leave_one_out_log_mean_exp",
     "log_mean_exp",
     "log_spaced_partition",
+    "lower_confidence_bound",
+    "mean_confidence_bound",
     "mutual_information_bounds",
     "normalized_weights",
     "pareto_k",
+    "posterior_expectation",
     "resampling_variance",
+    "sandwich",
     "upper_bound",
 ]
-
-__getattr__ = lazy_attributes(
-    __name__,
-    {
-        "AggregatedPosterior": "proposals",
-        "CIWAE": "bounds",
-        "CUBO": "bounds",
-        "DirectedLogDensity": "proposals",
-        "EUBO": "bounds",
-        "HierarchicalProposal": "proposals",
-        "IncompleteUStatistic": "bounds",
-        "Jackknife": "bounds",
-        "MIWAE": "bounds",
-        "SUMO": "bounds",
-        "StreamingWeights": "evidence",
-        "TVO": "bounds",
-        "UStatistic": "bounds",
-        "densities": "",
-        "entropy_bounds": "evidence",
-        "kernels_available": "logspace.kernels",
-        "log_spaced_partition": "bounds",
-        "mutual_information_bounds": "evidence",
-        "upper_bound": "evidence",
-    },
-)

@@ -6,8 +6,8 @@ a GPU and break graphs.
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Callable
+from numbers import Integral
 from typing import Any, TypeAlias
 
 import torch
@@ -65,19 +65,18 @@ def latent_leaves(latents: Latents) -> list[Any]:
     return [leaf for part in latents for leaf in latent_leaves(part)]
 
 
-def check_whole_number(name: str, value: object, least: int, advice: str = "") -> int:
-    """``value`` as an int, once it is known to be a whole number (NumPy's too, booleans not) of at least ``least``.
+def check_whole_number(name: str, value: Any, least: int, hint: str = "") -> int:
+    """``value`` as a Python integer; those of numpy are integers too, booleans and fractions are not.
 
     Raises:
-        TypeError: a boolean, a fraction, or no number at all.
-        ValueError: below ``least``.
+        ValueError: another type, or a number below ``least``; the message ends with ``hint``.
+
+    >>> import numpy as np
+    >>> check_whole_number("order", np.int64(2), 0)
+    2
     """
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(
-            f"expected {name} to be a whole number; got {value!r} ({type(value).__name__}). {advice}".strip()
-        )
-    if value < least:
-        raise ValueError(f"expected {name} of at least {least}; got {value}. {advice}".strip())
+    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
+        raise ValueError(f"expected {name} to be a whole number, {least} or more; got {value!r}. {hint}".rstrip())
     return int(value)
 
 

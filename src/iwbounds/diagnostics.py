@@ -9,7 +9,14 @@ from torch import Tensor
 
 from iwbounds.logspace import finite_maximum, normalized_weights, promoted
 
-__all__ = ["effective_sample_size", "pareto_k"]
+__all__ = [
+    "effective_sample_size",
+    "generalized_pareto",
+    "pareto_k",
+    "pareto_k_of_largest",
+    "pareto_k_threshold",
+    "tail_size",
+]
 
 
 def effective_sample_size(log_w: Tensor) -> Tensor:
@@ -54,19 +61,52 @@ def pareto_k(log_w: Tensor) -> Tensor:
     tensor(-inf)
     """
     log_w = promoted(log_w.detach())
-    count = log_w.shape[0]
-    size = min(count // 5, math.ceil(3 * math.sqrt(count)))
-    if size < 5:
-        return log_w.new_full(log_w.shape[1:], torch.nan)
-    top = (log_w - finite_maximum(log_w, 0)).double().topk(size + 1, dim=0).values.flip(0)
+    largest = log_w.topk(min(tail_size(len(log_w)) + 1, len(log_w)), dim=0).values
+    return pareto_k_of_largest(largest).to(log_w.dtype)
+
+
+def tail_size(count: int) -> int:
+    """How many of ``count`` weights the Pareto distribution is fitted to.
+
+    >>> tail_size(100), tail_size(10_000)
+    (20, 300)
+    """
+    return min(count // 5, math.ceil(3 * math.sqrt(count)))
+
+
+def pareto_k_threshold(count: int) -> float:
+    r"""The largest :math:`\hat k` at which ``count`` weights can be trusted, :math:`\min(1 - 1/\log_{10} K, 0.7)`.
+
+    Reference: Vehtari et al. (2024), arXiv:1507.02646, section 3.2.4.
+
+    >>> pareto_k_threshold(100), pareto_k_threshold(100_000)
+    (0.5, 0.7)
+    """
+    return min(1 - 1 / math.log10(count), 0.7) if count > 1 else -math.inf
+
+
+def pareto_k_of_largest(largest: Tensor) -> Tensor:
+    """:func:`pareto_k` from the tail alone, in float64.
+
+    Args:
+        largest: ``(n + 1, *batch)`` log-weights in descending order: the n of the tail, and the next one, where it
+            starts.
+    """
+    if largest.shape[0] < 6:
+        return largest.new_full(largest.shape[1:], torch.nan, dtype=torch.float64)
+    top = largest.double()
+    top = (top - finite_maximum(top, 0)).flip(0)
     excess = top[1:].exp() - top[:1].exp()
-    k = _generalized_pareto_shape(excess)
-    k = torch.where(excess[-1] <= 0, -torch.inf, k)
-    return torch.where(top[0].isneginf() | top.isnan().any(0), torch.nan, k).to(log_w.dtype)
+    k, _ = generalized_pareto(excess)
+    k = torch.where(excess[-1] <= excess[0], -torch.inf, k)  # the fit to a point mass means nothing
+    return torch.where(top[0].isneginf() | top.isnan().any(0), torch.nan, k)
 
 
-def _generalized_pareto_shape(excess: Tensor) -> Tensor:
-    """Zhang and Stephens' estimate from ascending excesses ``(n, *batch)``, shrunk towards 0.5 as PSIS does."""
+def generalized_pareto(excess: Tensor) -> tuple[Tensor, Tensor]:
+    """Shape and scale, Zhang and Stephens' estimates from ascending excesses ``(n, *batch)``.
+
+    The shape is shrunk towards 0.5 as PSIS does; the scale is that of the shape before.
+    """
     n, largest = excess.shape[0], excess[-1]
     quartile = excess[(n + 2) // 4 - 1]
     quartile = torch.where(quartile > 0, quartile, excess.mean(0))
@@ -78,4 +118,4 @@ def _generalized_pareto_shape(excess: Tensor) -> Tensor:
     log_likelihood = n * ((-theta / shapes).log() - shapes - 1)
     theta = (theta * normalized_weights(log_likelihood)).sum(0)
     shape = torch.log1p(-theta * excess).mean(0)
-    return (n * shape + 10 * 0.5) / (n + 10)
+    return (n * shape + 10 * 0.5) / (n + 10), -shape / theta

@@ -11,8 +11,8 @@ WRONG_ARGUMENTS = {
     "ciwae-beta-above-one": (lambda: iw.CIWAE(1.5), r"beta in \[0, 1\]; got 1.5"),
     "ciwae-beta-negative": (lambda: iw.CIWAE(-0.1), r"beta in \[0, 1\]; got -0.1"),
     "ciwae-beta-nan": (lambda: iw.CIWAE(math.nan), r"beta in \[0, 1\]; got nan"),
-    "miwae-no-groups": (lambda: iw.MIWAE(0), r"groups, 1 or more; got 0"),
-    "miwae-fractional-groups": (lambda: iw.MIWAE(2.0), r"whole number of groups.*got 2.0"),
+    "miwae-no-groups": (lambda: iw.MIWAE(0), r"groups to be a whole number, 1 or more; got 0. 1 is IWAE"),
+    "miwae-fractional-groups": (lambda: iw.MIWAE(2.0), r"groups to be a whole number.*got 2.0"),
     "jackknife-negative-order": (lambda: iw.Jackknife(-1), r"order.*got -1. 0 is IWAE"),
     "jackknife-fractional-order": (lambda: iw.Jackknife(1.5), r"whole number.*got 1.5"),
     "u-statistic-size-zero": (lambda: iw.UStatistic(0), r"size.*got 0. 1 is the ELBO"),
@@ -24,9 +24,9 @@ WRONG_ARGUMENTS = {
     "tvo-not-from-zero": (lambda: iw.TVO([0.1, 1.0]), r"starts at 0 and ends at 1"),
     "tvo-not-to-one": (lambda: iw.TVO([0.0, 0.9]), r"starts at 0 and ends at 1"),
     "tvo-empty": (lambda: iw.TVO([]), r"starts at 0 and ends at 1"),
-    "tvo-no-interval": (lambda: iw.TVO(0), r"at least 1 interval; got 0"),
+    "tvo-no-interval": (lambda: iw.TVO(0), r"betas to be a whole number, 1 or more; got 0"),
     "tvo-side": (lambda: iw.TVO(2, side="middle"), r"'left', 'right' or 'trapezoid'; got 'middle'"),
-    "partition-of-one": (lambda: iw.log_spaced_partition(1), r"at least 2 intervals"),
+    "partition-of-one": (lambda: iw.log_spaced_partition(1), r"intervals to be a whole number, 2 or more; got 1"),
     "partition-smallest": (lambda: iw.log_spaced_partition(3, 1.0), r"smallest in \(0, 1\); got 1.0"),
     "cubo-order-below-one": (lambda: iw.CUBO(0.5), r"order of at least 1; got 0.5"),
     "cubo-order-infinite": (lambda: iw.CUBO(math.inf), r"finite order.*got inf"),
@@ -56,7 +56,7 @@ def test_wrong_arguments_are_refused_when_the_bound_is_made(make, message):
 @pytest.mark.parametrize(("bound", "count", "message"), WRONG_COUNTS.values(), ids=WRONG_COUNTS)
 def test_a_number_of_samples_that_does_not_suit_is_refused_everywhere(bound, count, message):
     log_w = torch.zeros(count, 2)
-    for use in (bound, bound.gradient, bound.derivatives, bound.path_weights):
+    for use in (bound, bound.differentiate, bound.derivatives, bound.leave_one_out):
         with pytest.raises(ValueError, match=message):
             use(log_w)
     drawn = []

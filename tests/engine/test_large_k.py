@@ -21,7 +21,7 @@ class PathAndScore(iw.Gradient):
     pathwise = True
 
     def coefficients(self, bound, log_w):
-        c = bound.gradient(log_w)
+        c = bound.differentiate(log_w).gradient
         return iw.Coefficients(c, 0.7 * c, 0.3 - c)
 
 

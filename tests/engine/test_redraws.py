@@ -8,7 +8,8 @@ from torch.distributions import Bernoulli, Exponential, Independent, Normal, Uni
 from torch.profiler import ProfilerActivity, profile
 
 import iwbounds as iw
-from iwbounds.engine.redraws import Draws
+from iwbounds.engine.request import complete
+from iwbounds.engine.samples import blocks, chunks
 from tests.registry import BOUNDS, PATHWISE, SCORE
 
 B, D, K = 5, 3, 78
@@ -79,9 +80,10 @@ def test_blocks_are_the_samples_of_one_call_on_the_cpu(distribution, count):
     torch.manual_seed(0)
     whole = q.rsample((count,))
     torch.manual_seed(0)
-    blocks = [chunk.latents for chunk in Draws(count, lambda n: q.rsample((n,)), 16).chunks(7)]
-    assert torch.equal(torch.cat(blocks), whole)
-    assert max(map(len, blocks)) <= 7
+    proposal = iw.Proposal(q.rsample, q.log_prob, samples_per_call=16)
+    found = [chunk.latents for chunk in chunks(blocks(complete(lambda z: z, proposal, num_samples=count)), 7)]
+    assert torch.equal(torch.cat(found), whole)
+    assert max(map(len, found)) <= 7
 
 
 def test_a_distribution_is_drawn_in_calls_of_a_size_that_does_not_depend_on_the_chunks():
@@ -152,7 +154,7 @@ def test_randomness_from_elsewhere_is_noticed(gradient):
 def test_samples_per_call_must_be_positive():
     q = Normal(torch.zeros(B), 1.0)
     proposal = iw.Proposal(q.sample, q.log_prob, reparameterized=False, samples_per_call=0)
-    with pytest.raises(ValueError, match="samples_per_call of at least 1; got 0"):
+    with pytest.raises(ValueError, match="samples_per_call to be a whole number, 1 or more; got 0"):
         iw.estimate(lambda z: -z.square(), proposal, num_samples=K, chunk_size=5)
 
 

@@ -68,3 +68,23 @@ def test_states_of_other_batches_are_refused_and_an_empty_one_knows_nothing():
     with pytest.raises(ValueError, match=r"batch shape \(2,\); got \(3,\)"):
         StreamingWeights.empty((2,)).merged(StreamingWeights.empty((3,)))
     assert StreamingWeights.empty((2,)).log_mean().isnan().all()
+
+
+@settings(derandomize=True, deadline=None, max_examples=50)
+@given(st.lists(st.integers(1, 400), min_size=1, max_size=6), st.randoms())
+def test_the_tail_of_any_partition_is_that_of_all(sizes, random):
+    generator = torch.Generator().manual_seed(len(sizes))
+    chunks = [2 * torch.randn(size, 3, generator=generator) for size in sizes]
+    log_w = torch.cat(chunks)
+    states = [StreamingWeights.of(chunk, capacity=200) for chunk in chunks]
+    random.shuffle(states)
+    found = sum(states, StreamingWeights.empty((3,), capacity=200)).pareto_k()
+    torch.testing.assert_close(found, iw.pareto_k(log_w.double()), rtol=0, atol=1e-12, equal_nan=True)
+
+
+def test_a_tail_that_was_not_kept_is_unknown():
+    log_w = torch.randn(1000, 2)
+    assert StreamingWeights.of(log_w).pareto_k().isnan().all()
+    assert StreamingWeights.of(log_w, capacity=50).pareto_k().isnan().all()
+    both = StreamingWeights.of(log_w, capacity=200) + StreamingWeights.of(log_w)
+    assert both.pareto_k().isnan().all()

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import iwbounds as iw
-from iwbounds.logspace import front
+from iwbounds.logspace import mean
 
 REDUCTIONS = {"log_mean_exp": iw.log_mean_exp, "leave_one_out": iw.leave_one_out_log_mean_exp}
 
@@ -15,7 +15,7 @@ def test_served_by_the_operator_a_reduction_is_the_same_to_second_order(monkeypa
     x = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
     plain = reduction(x)
     served = []
-    monkeypatch.setattr(front, "served_by_kernel", lambda x: served.append(x.shape) or True)
+    monkeypatch.setattr(mean, "served_by_kernel", lambda x: served.append(x.shape) or True)
     found = reduction(x)
     assert served == [(5, 3)]
     torch.testing.assert_close(found, plain, rtol=1e-14, atol=1e-15)
@@ -24,4 +24,4 @@ def test_served_by_the_operator_a_reduction_is_the_same_to_second_order(monkeypa
 
 
 def test_a_cpu_tensor_is_never_served():
-    assert not front.served_by_kernel(torch.zeros(3))
+    assert not mean.served_by_kernel(torch.zeros(3))

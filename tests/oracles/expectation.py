@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.distributions import Normal
 
 import iwbounds as iw
+from iwbounds.checks import latent_leaves
 
 DOUBLE = torch.float64
 
@@ -42,7 +43,7 @@ class Expectation:
         """Gradient of the expected bound by plain autograd."""
         z = self.samples()
         log_q = self.q.log_prob(z)
-        log_q = sum(log_q) if isinstance(log_q, tuple) else log_q
+        log_q = sum(latent_leaves(log_q))
         expected = (self.log_probability().exp() * bound(self.log_joint(z) - log_q)).sum()
         return list(torch.autograd.grad(expected, self.parameters))
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import Normal
 
 import iwbounds as iw
-from iwbounds.proposals import AggregatedPosterior, DirectedLogDensity
+from iwbounds.proposals import AggregatedPosterior
 from iwbounds.testing import assert_not_above, assert_upper_bound
 
 MEANS = torch.tensor([-1.5, 0.2, 1.0], dtype=torch.float64)
@@ -55,33 +55,6 @@ def test_a_subsampled_prior_keeps_every_multi_sample_bound_lower() -> None:
     assert_not_above(estimate.value, log_evidence)
     p_hat = (estimate.value - log_evidence).exp()
     assert p_hat.mean().item() == pytest.approx(1.0, abs=6 * p_hat.std().item() / math.sqrt(20_000))
-
-
-@pytest.mark.parametrize(
-    ("combine", "direction"),
-    {
-        "ELBO with a bounded prior and proposal": (lambda lo, up, t: t + lo - up, LOWER),
-        "upper bound of a log-evidence": (lambda lo, up, t: up - lo + t, UPPER),
-        "exact terms keep the side": (lambda lo, up, t: 2.0 + lo - t, LOWER),
-        "minus a lower bound": (lambda lo, up, t: t - lo, UPPER),
-    }.values(),
-)
-def test_sums_keep_their_direction(combine, direction) -> None:
-    low, high, exact = torch.tensor(-2.0), torch.tensor(-1.0), torch.tensor(-5.0)
-    total = combine(DirectedLogDensity(low, LOWER), DirectedLogDensity(high, UPPER), exact)
-    assert total.direction is direction
-    torch.testing.assert_close(total.require(direction), combine(low, high, exact))
-
-
-def test_a_lower_bound_of_log_q_inside_a_lower_bound_of_log_p_is_refused() -> None:
-    prior = DirectedLogDensity(torch.zeros(3), LOWER)
-    log_q = DirectedLogDensity(torch.zeros(3), LOWER)
-    with pytest.raises(ValueError, match="upper bounds of what is subtracted"):
-        torch.zeros(3) + prior - log_q
-    with pytest.raises(ValueError, match="expected a bound of direction upper"):
-        prior.require(UPPER)
-    with pytest.raises(ValueError, match="no bound"):
-        prior + DirectedLogDensity(torch.zeros(3), NONE)
 
 
 @pytest.mark.parametrize(

@@ -328,11 +328,23 @@ def test_the_density_itself_is_refused() -> None:
         LinearHierarchy().proposal(2).log_prob(torch.zeros(3))
 
 
-@pytest.mark.parametrize("gradient", [iw.DReG(), iw.Reparameterized()], ids=["dreg", "reparameterized"])
-def test_shared_mixing_samples_refuse_pathwise_rules_by_name(gradient) -> None:
+@pytest.mark.parametrize("gradient", [iw.DReG(), iw.STL(), iw.VIMCO()], ids=repr)
+def test_shared_mixing_samples_refuse_what_needs_independent_ones(gradient) -> None:
     q = LinearHierarchy().proposal(2, False, shared=True)
-    with pytest.raises(ValueError, match="leave gradient=None"):
+    with pytest.raises(ValueError, match=r"samples depend on each other.* What fits: Reparameterized\(\)"):
         iw.estimate(lambda z: z, q, iw.IWAE(), gradient)
+
+
+def test_the_default_gradient_of_shared_mixing_samples_is_the_total_derivative() -> None:
+    def gradients(gradient):
+        torch.manual_seed(0)
+        model = LinearHierarchy()
+        value = iw.estimate(model.log_joint, model.proposal(2, False, shared=True), iw.IWAE(), gradient, num_samples=3)
+        return torch.autograd.grad(value.value.sum(), list(model.parameters.values()), allow_unused=True)
+
+    for one, other in zip(gradients(None), gradients(iw.Reparameterized()), strict=True):
+        assert (one is None) == (other is None)
+        assert one is None or torch.equal(one, other)
 
 
 class PreparedBernoulli(Bernoulli):
@@ -384,7 +396,7 @@ def test_a_categorical_mixing_distribution_defaults_to_vimco() -> None:
 
 
 def test_what_the_extended_latent_does_not_allow_is_refused_with_the_reason():
-    mixing = Normal(torch.zeros(3), 1.0)
+    mixing = Normal(torch.zeros(3, requires_grad=True), 1.0)
     iwhvi = iw.HierarchicalProposal(mixing, lambda psi: Normal(psi, 1.0), lambda z: Normal(z / 2, 0.7), 2)
     shared = iw.HierarchicalProposal(mixing, lambda psi: Normal(psi, 1.0), num_aux=2, shared=True)
     log_joint = Normal(torch.zeros(3), 1.0).log_prob
@@ -392,5 +404,5 @@ def test_what_the_extended_latent_does_not_allow_is_refused_with_the_reason():
         iw.estimate(log_joint, iwhvi, gradient=iw.Wake(), num_samples=4)
     with pytest.raises(ValueError, match="proposal_bound needs reverse=None"):
         iw.estimate(log_joint, iwhvi, proposal_bound=iw.ELBO(), num_samples=4)
-    with pytest.raises(ValueError, match="leave gradient=None"):
+    with pytest.raises(ValueError, match="depend on each other"):
         iw.estimate(log_joint, shared, gradient=iw.DReG(), num_samples=4)

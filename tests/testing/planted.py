@@ -127,7 +127,7 @@ class SquaredOnModel(iw.Gradient):
     pathwise = True
 
     def coefficients(self, bound: iw.Bound, log_w: Tensor) -> iw.Coefficients:
-        _, path = bound.path_weights(log_w)
+        _, path = bound.differentiate(log_w, path=True)[1:]
         return iw.Coefficients(model=path, path=path)
 
 
@@ -137,14 +137,14 @@ class SquareForAllBounds(iw.Gradient):
     pathwise = True
 
     def coefficients(self, bound: iw.Bound, log_w: Tensor) -> iw.Coefficients:
-        return iw.Coefficients(model=bound.gradient(log_w), path=iw.normalized_weights(log_w).square())
+        return iw.Coefficients(model=bound.differentiate(log_w).gradient, path=iw.normalized_weights(log_w).square())
 
 
 class AsymptoticScore(iw.Gradient):
     """A score term with the coefficient of infinitely many samples: w̃ (1 − K w̃) / K in place of L − c."""
 
     def coefficients(self, bound: iw.Bound, log_w: Tensor) -> iw.Coefficients:
-        c = bound.gradient(log_w)
+        c = bound.differentiate(log_w).gradient
         return iw.Coefficients(model=c, score=c - 1 / len(c))
 
 
@@ -162,7 +162,7 @@ class SquaredCount(iw.Gradient):
     pathwise = True
 
     def coefficients(self, bound: iw.Bound, log_w: Tensor) -> iw.Coefficients:
-        v = bound.gradient(log_w)
+        v = bound.differentiate(log_w).gradient
         return iw.Coefficients(model=v, path=(len(v) * v).square() / len(v))
 
 

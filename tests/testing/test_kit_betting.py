@@ -102,3 +102,8 @@ def test_parts_of_a_budget_add_up_to_it():
     assert len({part.seed for part in parts}) == 7
     with pytest.raises(ValueError, match="at least 1 part"):
         ErrorBudget().split(0)
+
+
+def test_a_wealth_of_nan_is_refused_as_it_would_pass_for_the_absence_of_evidence():
+    with pytest.raises(ValueError, match="1 NaN"):
+        EProcess(0.1).add(torch.tensor([[0.0, torch.nan]]))

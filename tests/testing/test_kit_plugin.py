@@ -76,6 +76,20 @@ def test_without_hypothesis_the_kit_works_and_the_strategies_say_what_to_install
     assert "pip install 'iwbounds[testing]'" in done.stdout
 
 
+def test_star_import_works_with_and_without_hypothesis():
+    program = (
+        "import sys\n"
+        "if sys.argv[1] == 'without': sys.modules['hypothesis'] = None\n"
+        "from iwbounds.testing import *\n"
+        "print('strategies' in globals(), callable(check_contract), callable(assert_grad_unbiased))\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(SOURCE)}
+    for mode, expected in (("without", "False True True"), ("with", "True True True")):
+        command = [sys.executable, "-W", "error", "-c", program, mode]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == expected
+
+
 def test_strategies_are_an_attribute_of_the_package():
     import iwbounds.testing
 

@@ -122,3 +122,58 @@ def test_methods_that_do_not_suit_the_model_say_which_does():
         assert_grad_unbiased(iw.VIMCO(), num_samples=math.ceil(65536**0.5))
     with pytest.raises(ValueError, match="'enumerate', 'hermite' or 'sequential'"):
         assert_grad_unbiased(iw.VIMCO(), method="guess")
+
+
+class Planted(iw.Gradient):
+    """The right gradient, but for one coordinate of the proposal's location where the coefficient is not a number."""
+
+    pathwise = True
+
+    def __init__(self, bad):
+        self.bad = bad
+
+    def coefficients(self, bound, log_w):
+        right = iw.DReG().coefficients(bound, log_w)
+        path = right.path.clone()
+        path[0, ..., 0] = self.bad
+        return iw.Coefficients(model=right.model, path=path)
+
+
+def bad_in_one_draw_of_many(bad):
+    calls = iter(range(10**6))
+
+    def estimator(log_joint, q, bound, z):
+        value = iw.estimate(log_joint, q, bound, iw.DReG(), samples=z).value
+        return value * (bad if next(calls) == 200 else 1.0)
+
+    return estimator
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("method", ["hermite", "sequential"])
+def test_one_coordinate_that_is_not_a_number_is_caught(method, bad):
+    with pytest.raises(AssertionError, match=r"expected finite gradients; the estimator .* entries of the proposal's"):
+        assert_grad_unbiased(Planted(bad), iw.IWAE(), method, channels=("proposal",))
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_nan_scores_of_discrete_draws_are_caught(bad):
+    def estimator(log_joint, q, bound, z):
+        value = iw.estimate(log_joint, q, bound, iw.VIMCO(), samples=z).value
+        return value + bad * q.logits[0, 0]
+
+    with pytest.raises(AssertionError, match="expected finite gradients"):
+        assert_grad_unbiased(estimator, iw.IWAE(), "enumerate")
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_a_single_bad_draw_late_in_the_sequence_is_caught(bad):
+    with pytest.raises(AssertionError, match="expected finite gradients; the estimator estimator gave"):
+        assert_grad_unbiased(bad_in_one_draw_of_many(bad), iw.IWAE(), "sequential")
+
+
+def test_a_model_whose_own_gradient_is_nan_is_named():
+    a, loc = (torch.zeros((), dtype=torch.float64, requires_grad=True) for _ in range(2))
+    problem = GradientProblem(lambda: (lambda z: -((z - a.abs().sqrt()) ** 2), Normal(loc, 1.0)), [a], [loc])
+    with pytest.raises(AssertionError, match="expected finite gradients"):
+        assert_grad_unbiased(iw.DReG(), iw.IWAE(), "sequential", problem=problem)

@@ -1,22 +1,17 @@
 """Bounds: functions of K log-weights with a gradient, a curvature and a direction. One file per family."""
 
-from typing import TYPE_CHECKING
-
-from iwbounds._lazy import lazy_attributes
-from iwbounds.bounds.base import Bound, Direction
+from iwbounds.bounds.base import Bound, Derivatives, Direction
+from iwbounds.bounds.ciwae import CIWAE
+from iwbounds.bounds.cubo import CUBO
 from iwbounds.bounds.elbo import ELBO
 from iwbounds.bounds.iwae import IWAE
+from iwbounds.bounds.jackknife import Jackknife
+from iwbounds.bounds.miwae import MIWAE
 from iwbounds.bounds.renyi import Renyi
-
-if TYPE_CHECKING:
-    from iwbounds.bounds.ciwae import CIWAE
-    from iwbounds.bounds.cubo import CUBO
-    from iwbounds.bounds.incomplete_u_statistic import IncompleteUStatistic
-    from iwbounds.bounds.jackknife import Jackknife
-    from iwbounds.bounds.miwae import MIWAE
-    from iwbounds.bounds.sumo import SUMO
-    from iwbounds.bounds.tvo import EUBO, TVO, log_spaced_partition
-    from iwbounds.bounds.u_statistic import UStatistic
+from iwbounds.bounds.reverse import ReverseIWAE
+from iwbounds.bounds.sumo import SUMO
+from iwbounds.bounds.tvo import EUBO, TVO, log_spaced_partition
+from iwbounds.bounds.u_statistic import IncompleteUStatistic, UStatistic
 
 __all__ = [
     "CIWAE",
@@ -28,26 +23,12 @@ __all__ = [
     "SUMO",
     "TVO",
     "Bound",
+    "Derivatives",
     "Direction",
     "IncompleteUStatistic",
     "Jackknife",
     "Renyi",
+    "ReverseIWAE",
     "UStatistic",
     "log_spaced_partition",
 ]
-
-__getattr__ = lazy_attributes(
-    __name__,
-    {
-        "CIWAE": "ciwae",
-        "CUBO": "cubo",
-        "EUBO": "tvo",
-        "IncompleteUStatistic": "incomplete_u_statistic",
-        "Jackknife": "jackknife",
-        "MIWAE": "miwae",
-        "SUMO": "sumo",
-        "TVO": "tvo",
-        "UStatistic": "u_statistic",
-        "log_spaced_partition": "tvo",
-    },
-)

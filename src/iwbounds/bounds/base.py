@@ -4,50 +4,50 @@ from __future__ import annotations
 
 import enum
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from iwbounds.logspace import finite_maximum, leave_one_out_log_mean_exp, leave_one_out_mean, promoted
+from iwbounds.logspace import leave_one_out_log_mean_exp, leave_one_out_mean, promoted
 
-__all__ = ["Bound", "Direction"]
+__all__ = ["Bound", "Derivatives", "Direction", "refuse_final", "reset_shortcuts"]
 
 
 class Direction(enum.Enum):
     """What the expectation of an estimate is to the quantity estimated.
 
-    ``LOWER``: never above it. ``UPPER``: never below it. ``NONE``: neither is guaranteed at finite K.
+    ``LOWER``: never above it. ``UPPER``: never below it. ``EXACT``: equal to it. ``NONE``: nothing is guaranteed at
+    finite K. A nonlinear function of an exact estimate is not exact: ``NONE``, unless its curvature is known.
 
-    >>> -Direction.LOWER
-    <Direction.UPPER: 'upper'>
+    >>> -Direction.LOWER, Direction.EXACT & Direction.UPPER
+    (<Direction.UPPER: 'upper'>, <Direction.UPPER: 'upper'>)
     """
 
     LOWER = "lower"
     UPPER = "upper"
-    NONE = "none"
     EXACT = "exact"
+    NONE = "none"
 
     def __neg__(self) -> Direction:
-        flipped = {Direction.LOWER: Direction.UPPER, Direction.UPPER: Direction.LOWER}
-        return flipped.get(self, Direction.NONE)
+        return {Direction.LOWER: Direction.UPPER, Direction.UPPER: Direction.LOWER}.get(self, self)
 
     def __and__(self, other: Direction) -> Direction:
-        """Direction of a sum, or of a monotone composition, of two estimates: kept only where they agree."""
-        return self if self is other else Direction.NONE
+        """Direction of the sum of two estimates: kept where they agree, or where one of them is exact."""
+        if self is Direction.EXACT:
+            return other
+        return self if other in (self, Direction.EXACT) else Direction.NONE
 
 
-_CLOSED_FORMS = {
-    "advantages",
-    "derivatives",
-    "evaluate",
-    "evaluate_path",
-    "gradient",
-    "leave_one_out",
-    "path_weights",
-    "power_mean",
-    "replace_each",
-}
+class Derivatives(NamedTuple):
+    """A bound and its derivatives at given log-weights; detached."""
+
+    value: Tensor
+    """L, ``(*batch)``."""
+    gradient: Tensor
+    """c = ∂L/∂log w, ``(K, *batch)``."""
+    path: Tensor | None
+    """c − h, ``(K, *batch)``, the path coefficient of DReG; None where it was not asked for."""
 
 
 class Bound(ABC):
@@ -55,7 +55,8 @@ class Bound(ABC):
 
     Subclass it and write ``__call__``: differentiable torch code from ``(K, *batch)`` to ``(*batch)``. Every gradient
     estimator (doubly reparameterised included), leave-one-out, chunking and sharding then work, through autograd.
-    Override :meth:`gradient` and :meth:`derivatives` where a closed form is faster, and state the class attributes.
+    Override :meth:`differentiate` where a closed form is faster, and state the class attributes. The bounds of the
+    package are final: subclass this class, or call them from yours.
 
     A bound must be shift-equivariant, :math:`L(\ell + a) = L(\ell) + a`, as every estimate of a log-evidence is.
 
@@ -79,63 +80,42 @@ class Bound(ABC):
     min_samples: int = 1
     """The fewest samples for which the bound is defined."""
     power_mean: tuple[float, float] | None = None
-    """(p, s) where the bound is (1 − s) times the log of a power mean plus s times the ELBO: on a GPU one kernel then
-    makes value and coefficients. None where it is not."""
+    """(p, s) where the bound is (1 − s) times the log of a power mean plus s times the ELBO; None where it is not."""
+    bounded_ratio: bool = False
+    """Whether c ≥ 0 and :math:`|c - h| \\le \\text{const}\\cdot c` at all log-weights, so that (c − h)/c is finite."""
+
+    needs_posterior_samples: bool = False
+    """Whether the direction holds at draws of the posterior alone; :func:`iwbounds.estimate` then draws none itself."""
 
     def __init_subclass__(cls, **options: Any) -> None:
-        """A class that redefines the value inherits no closed form of the one it replaces: back to autograd."""
+        """Refuse a subclass of a final class; take back closed forms that were written for another value."""
         super().__init_subclass__(**options)
-        if "__call__" in vars(cls):
-            for name in _CLOSED_FORMS - vars(cls).keys():
-                setattr(cls, name, vars(Bound)[name])
+        refuse_final(cls, "iwbounds.Bound, and call the bound from its __call__")
+        shortcuts = ("differentiate", "derivatives", "leave_one_out", "replace_each", "frozen", "power_mean")
+        reset_shortcuts(cls, Bound, "__call__", (*shortcuts, "bounded_ratio"))
 
     @abstractmethod
     def __call__(self, log_w: Tensor) -> Tensor:
         """The bound of each datum: ``(K, *batch)`` log-weights to ``(*batch)`` nats, differentiable."""
 
-    def gradient(self, log_w: Tensor) -> Tensor:
-        """c = ∂L/∂log w, ``(K, *batch)``, detached. Default: reverse-mode autograd of ``__call__``."""
-        leaf = log_w.detach().requires_grad_()
-        with torch.enable_grad():
-            (c,) = torch.autograd.grad(self(leaf).sum(), leaf)
-        return c
+    def differentiate(self, log_w: Tensor, path: bool = False) -> Derivatives:
+        """L and c, and c − h if ``path`` says so, from one computation; detached.
 
-    def derivatives(self, log_w: Tensor) -> tuple[Tensor, Tensor]:
-        """c and h = ∂²L/∂(log w)² (the Hessian's diagonal), each ``(K, *batch)``, detached.
-
-        Default: autograd, one extra backward pass per sample, O(K²) time.
+        Default: autograd of ``__call__``. c − h then takes one more backward per sample, O(K²) time. Override it where
+        a closed form is faster, or where c − h would cancel.
         """
         leaf = log_w.detach().requires_grad_()
         with torch.enable_grad():
-            (c,) = torch.autograd.grad(self(leaf).sum(), leaf, create_graph=True)
-            if not c.requires_grad:
-                return c, torch.zeros_like(c)
-            rows = [torch.autograd.grad(row.sum(), leaf, retain_graph=True)[0][k] for k, row in enumerate(c)]
-        return c.detach(), torch.stack(rows)
+            value = self(leaf)
+            (c,) = torch.autograd.grad(value.sum(), leaf, create_graph=path)
+            c_minus_h = c.detach() - _curvature(c, leaf) if path else None
+        return Derivatives(value.detach(), c.detach(), c_minus_h)
 
-    def path_weights(self, log_w: Tensor) -> tuple[Tensor, Tensor]:
-        """c and c − h, the path coefficient of DReG. Override where the difference of the two would cancel."""
-        c, h = self.derivatives(log_w)
-        return c, c - h
-
-    def evaluate(self, log_w: Tensor) -> tuple[Tensor, Tensor]:
-        """L and c, detached. Override where the two share work."""
-        return self(log_w.detach()), self.gradient(log_w)
-
-    def evaluate_path(self, log_w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """L, c and c − h, detached. Override where the three share work."""
-        return self(log_w.detach()), *self.path_weights(log_w)
-
-    bounded_ratio = property(
-        lambda self: (
-            type(self).__name__
-            in ("ELBO", "IWAE", "Renyi", "CUBO", "CIWAE", "MIWAE", "UStatistic", "IncompleteUStatistic")
-            and self.smooth
-        )
-    )
-
-    def differentiate(self, log_w, path=False):
-        return self.evaluate_path(log_w) if path else (*self.evaluate(log_w), None)
+    def derivatives(self, log_w: Tensor) -> tuple[Tensor, Tensor]:
+        """c and h = ∂²L/∂(log w)² (the Hessian's diagonal), each ``(K, *batch)``, detached."""
+        _, c, c_minus_h = self.differentiate(log_w, path=True)
+        assert c_minus_h is not None
+        return c, c - c_minus_h
 
     def frozen(self, log_w: Tensor) -> Bound:  # noqa: ARG002
         """The bound to use for one estimate at log-weights of this shape; another only where the bound is random."""
@@ -146,17 +126,9 @@ class Bound(ABC):
 
         The mean is arithmetic (of the weights) or ``geometric`` (of their logs). It is what VIMCO compares L with.
         """
+        log_w = self.checked(log_w).detach()
         fill = leave_one_out_mean(log_w) if geometric else leave_one_out_log_mean_exp(log_w)
         return self.replace_each(log_w, fill)
-
-    def advantages(self, log_w: Tensor, geometric: bool = False) -> tuple[Tensor, Tensor]:
-        """c, and how much L exceeds :meth:`leave_one_out`, for every k: −inf where L is −inf; detached.
-
-        Override where the two share work.
-        """
-        shifted = log_w - finite_maximum(log_w, 0)  # a difference of bounds: keep both small
-        value, c = self.evaluate(shifted)
-        return c, (value - self.leave_one_out(shifted, geometric)).masked_fill(value.isneginf(), -torch.inf)
 
     def replace_each(self, log_w: Tensor, fill: Tensor) -> Tensor:
         """L with log w_k replaced by ``fill[k]``, for every k. Default: K evaluations, O(K²) time, O(K) memory."""
@@ -184,3 +156,40 @@ class Bound(ABC):
                 f"{self!r} needs at least {self.min_samples} samples; got {num_samples}. Raise num_samples to "
                 f"{self.min_samples} or more."
             )
+
+
+def _curvature(c: Tensor, leaf: Tensor) -> Tensor:
+    """The diagonal of the Hessian, one backward per row of ``c``; the data of a row do not interact."""
+    if not c.requires_grad:  # L is linear in the log-weights, or jumps
+        return torch.zeros_like(c)
+    return torch.stack([torch.autograd.grad(row.sum(), leaf, retain_graph=True)[0][k] for k, row in enumerate(c)])
+
+
+def refuse_final(cls: type, instead: str) -> None:
+    """Raise TypeError where ``cls`` subclasses a class that is marked ``typing.final``.
+
+    What a final class promises (closed forms, kernels, flags) holds for itself; a subclass would inherit the promise
+    without the reason for it.
+    """
+    for base in cls.__mro__[1:]:
+        if "__final__" in vars(base):
+            raise TypeError(
+                f"expected {cls.__name__} to subclass no class that is final; got {base.__name__}. Subclass {instead}."
+            )
+
+
+def reset_shortcuts(cls: type, root: type, rule: str, shortcuts: tuple[str, ...]) -> None:
+    """Give ``cls`` the ``root``'s own version of each shortcut that comes later in its MRO than its ``rule``.
+
+    A shortcut (a closed form, a flag) was written for the rule it came with. A class, or a mixin, that brings another
+    rule would pair the new rule with the old shortcut.
+    """
+    place = {name: _place(cls, name) for name in (rule, *shortcuts)}
+    for name in shortcuts:
+        if place[rule] < place[name] < cls.__mro__.index(root):
+            setattr(cls, name, vars(root)[name])
+
+
+def _place(cls: type, name: str) -> int:
+    """Where in the MRO ``name`` is found."""
+    return next(place for place, base in enumerate(cls.__mro__) if name in vars(base))

@@ -3,36 +3,23 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from iwbounds.bounds.base import Bound
+from iwbounds.bounds.base import Bound, Derivatives
 from iwbounds.logspace import finite_maximum
+from iwbounds.logspace.log_sums import LogSums
 
-__all__ = ["ClosedForm", "Sums"]
-
-
-class Sums(Protocol):
-    """What a closed form computes from ``(K, batch)`` float64 log-weights; the constructor does the shared work."""
-
-    def value(self) -> Tensor:
-        """``(batch)``: the bound; need not be differentiable."""
-
-    def ratios(self, power: int) -> Tensor:
-        """``(K, batch)``: power 1 is the gradient c, by differentiable operations; power 2 is c − h."""
+__all__ = ["ClosedForm"]
 
 
 class ClosedForm(Bound):
-    """A bound that is an average of logs of sums of weights, for which c − h needs no subtraction.
-
-    Each :math:`\\log S` has the gradient :math:`w_k/S` and the curvature :math:`w_k/S-(w_k/S)^2`. Subclasses say
-    which data are dead, and give the :class:`Sums` of the others, shifted to a maximum of 0.
-    """
+    """A bound that is a combination of logs of sums of weights, in which dead data are found by subclasses."""
 
     @abstractmethod
-    def sums(self, x: Tensor) -> Sums:
+    def combination(self, x: Tensor) -> LogSums:
         """The shared computation at ``(K, batch)`` float64 log-weights of living data, the largest 0."""
 
     @abstractmethod
@@ -43,39 +30,39 @@ class ClosedForm(Bound):
         value: Tensor = _ValueWithGradient.apply(self.checked(log_w), self)[0]  # type: ignore[no-untyped-call]
         return value
 
-    def gradient(self, log_w: Tensor) -> Tensor:
-        return self._at(self.checked(log_w).detach(), 1)[0]
+    def differentiate(self, log_w: Tensor, path: bool = False) -> Derivatives:
+        at = self._at(self.checked(log_w).detach())
+        return Derivatives(at.value(), at.gradient(), at.path() if path else None)
 
-    def derivatives(self, log_w: Tensor) -> tuple[Tensor, Tensor]:
-        c, c_minus_h = self.path_weights(log_w)
-        return c, c - c_minus_h
-
-    def path_weights(self, log_w: Tensor) -> tuple[Tensor, Tensor]:
-        c, c_minus_h = self._at(self.checked(log_w).detach(), 1, 2)
-        return c, c_minus_h
-
-    def evaluate(self, log_w: Tensor) -> tuple[Tensor, Tensor]:
-        value, c = self._at(self.checked(log_w).detach(), 0, 1)
-        return value, c
-
-    def evaluate_path(self, log_w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        value, c, c_minus_h = self._at(self.checked(log_w).detach(), 0, 1, 2)
-        return value, c, c_minus_h
-
-    def _at(self, log_w: Tensor, *powers: int) -> list[Tensor]:
-        """For power 0 the value, for 1 the gradient c (differentiable), for 2 c − h, in the dtype of ``log_w``."""
+    def _at(self, log_w: Tensor) -> _Shaped:
+        # Many samples or large coefficients cancel: float64 whatever comes in.
         x = log_w.double().reshape(len(log_w), log_w[0].numel())
         dead = self.dead(x.detach())
-        x = x.masked_fill(dead, 0.0)
+        x = x.masked_fill(dead, 0.0)  # filled before any reduction, so that a dead datum gets no gradient from it
         shift = finite_maximum(x, 0)
-        sums = self.sums(x - shift)
+        return _Shaped(self.combination(x - shift), shift, dead, log_w)
 
-        def result(power: int) -> Tensor:
-            if power == 0:
-                return (shift[0] + sums.value()).masked_fill(dead, -torch.inf).reshape(log_w.shape[1:])
-            return sums.ratios(power).masked_fill(dead, 0.0).reshape(log_w.shape)
 
-        return [result(power).to(log_w.dtype) for power in powers]
+class _Shaped(NamedTuple):
+    """A combination in the shape and dtype of the log-weights it came from."""
+
+    combination: LogSums
+    shift: Tensor
+    dead: Tensor
+    like: Tensor
+
+    def value(self) -> Tensor:
+        value = (self.shift[0] + self.combination.value()).masked_fill(self.dead, -torch.inf)
+        return value.reshape(self.like.shape[1:]).to(self.like.dtype)
+
+    def gradient(self) -> Tensor:
+        return self._per_sample(self.combination.gradient())
+
+    def path(self) -> Tensor:
+        return self._per_sample(self.combination.path())
+
+    def _per_sample(self, x: Tensor) -> Tensor:
+        return x.masked_fill(self.dead, 0.0).reshape(self.like.shape).to(self.like.dtype)
 
 
 class _ValueWithGradient(torch.autograd.Function):
@@ -83,10 +70,8 @@ class _ValueWithGradient(torch.autograd.Function):
 
     @staticmethod
     def forward(log_w: Tensor, bound: ClosedForm) -> tuple[Tensor, Tensor | None]:
-        if not log_w.requires_grad:
-            return bound._at(log_w, 0)[0], None
-        value, c = bound._at(log_w, 0, 1)
-        return value, c
+        at = bound._at(log_w)
+        return at.value(), at.gradient() if log_w.requires_grad else None
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ClosedForm], output: tuple[Tensor, Tensor | None]) -> None:
@@ -98,6 +83,6 @@ class _ValueWithGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, None]:
         log_w, c = ctx.saved_tensors
-        if c is None or torch.is_grad_enabled():
-            (c,) = ctx.bound._at(log_w, 1)
+        if c is None or torch.is_grad_enabled():  # the saved gradient has no graph of its own
+            c = ctx.bound._at(log_w).gradient()
         return grad * c, None

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import final
 
 import torch
 from torch import Tensor
 
 from iwbounds.bounds.base import Direction
-from iwbounds.bounds.renyi import PowerMean
+from iwbounds.bounds.power_mean import PowerMean
 from iwbounds.logspace import promoted
 
 __all__ = ["CUBO"]
 
 
+@final
 @dataclass(frozen=True)
 class CUBO(PowerMean):
     r"""The χ upper bound's plug-in estimate, which bounds nothing at finite K.

@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+from typing import final
 
-import torch
-from torch import Tensor
-
-from iwbounds.bounds.base import Bound, Direction
-from iwbounds.logspace import (
-    leave_one_out_log_mean_exp,
-    log_mean_exp,
-    log_mean_exp_with_weights,
-    normalized_weights,
-    power_mean_replacing_each,
-    shares,
-)
+from iwbounds.bounds.base import Direction
+from iwbounds.bounds.power_mean import PowerMean
 
 __all__ = ["IWAE"]
 
 
+@final
 @dataclass(frozen=True)
-class IWAE(Bound):
+class IWAE(PowerMean):
     r"""Lower bound of log p(x): the log of an unbiased estimate of p(x) from K samples.
 
     .. math:: L = \log\frac1K\sum_k w_k, \qquad c_k = \tilde w_k, \qquad h_k = \tilde w_k(1-\tilde w_k)
@@ -40,38 +31,4 @@ class IWAE(Bound):
     """
 
     direction = Direction.LOWER
-    power_mean = (1.0, 0.0)
-
-    def __call__(self, log_w: Tensor) -> Tensor:
-        return log_mean_exp(self.checked(log_w))
-
-    def gradient(self, log_w: Tensor) -> Tensor:
-        return normalized_weights(log_w)
-
-    def derivatives(self, log_w: Tensor) -> tuple[Tensor, Tensor]:
-        w = normalized_weights(log_w)
-        return w, w - w * w
-
-    def path_weights(self, log_w: Tensor) -> tuple[Tensor, Tensor]:
-        w = normalized_weights(log_w)
-        return w, w * w
-
-    def evaluate(self, log_w: Tensor) -> tuple[Tensor, Tensor]:
-        return log_mean_exp_with_weights(log_w.detach())
-
-    def evaluate_path(self, log_w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        value, w = log_mean_exp_with_weights(log_w.detach())
-        return value, w, w * w
-
-    def leave_one_out(self, log_w: Tensor, geometric: bool = False) -> Tensor:
-        # Replacing a weight by the mean of the others leaves that mean: IWAE of the other K - 1.
-        return super().leave_one_out(log_w, geometric) if geometric else leave_one_out_log_mean_exp(log_w)
-
-    def advantages(self, log_w: Tensor, geometric: bool = False) -> tuple[Tensor, Tensor]:
-        if geometric:
-            return super().advantages(log_w, geometric)
-        weights, log_rest, dead = shares(log_w)
-        return weights, (math.log1p(-1 / len(log_w)) - log_rest).masked_fill_(dead, -torch.inf)
-
-    def replace_each(self, log_w: Tensor, fill: Tensor) -> Tensor:
-        return power_mean_replacing_each(log_w, fill, 1.0)
+    power = 1.0

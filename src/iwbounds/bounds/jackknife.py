@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import final
 
-import torch
 from torch import Tensor
 
 from iwbounds.bounds.base import Direction
-from iwbounds.bounds.closed_form import ClosedForm, Sums
-from iwbounds.logspace import log_mean_exp
-from iwbounds.logspace.leave_out import LeaveOutSums
-from iwbounds.logspace.leave_out_single import LeaveOneOutSums
-from iwbounds.logspace.symmetric import SubsetAverages
+from iwbounds.bounds.closed_form import ClosedForm
+from iwbounds.checks import check_whole_number
+from iwbounds.logspace.leave_out import LeaveOneOut, LeaveOut
+from iwbounds.logspace.log_sums import LogSums
 
 __all__ = ["Jackknife"]
 
-_ENUMERATED = 6
-"""Above this order the sets of left-out head samples are too many, and the quadrature takes over."""
+_HIGHEST = 6
+"""The sets of left-out samples that are enumerated are too many above, and the coefficients cancel all digits."""
 
 
+@final
 @dataclass(frozen=True)
 class Jackknife(ClosedForm):
     r"""Estimate of log p(x), no bound: the jackknife of IWAE (JVI), whose bias is of order K^−(m+1).
@@ -37,16 +36,17 @@ class Jackknife(ClosedForm):
     Time O(K) for a fixed order, memory O(K); no set is enumerated (see ``logspace/leave_out.py``). Computed in float64.
 
     Args:
-        order: m ≥ 0, how many orders of the bias are removed.
+        order: m from 0 to 6, how many orders of the bias are removed.
 
     Edge cases: with at most m finite log-weights the value is −inf, with gradient 0.
 
     Raises:
-        ValueError: a negative or fractional ``order``; on use, fewer than m + 1 samples.
+        ValueError: an ``order`` that is negative, fractional or above 6; on use, fewer than m + 1 samples.
 
     Reference: Nowozin (2018), Debiasing Evidence Approximations: On Importance-weighted Autoencoders and Jackknife
     Variational Inference, ICLR.
 
+    >>> import torch
     >>> Jackknife(1)(torch.tensor([0.0, 0.0, 0.0]))
     tensor(0.)
     """
@@ -54,13 +54,22 @@ class Jackknife(ClosedForm):
     order: int
 
     def __post_init__(self) -> None:
-        if not isinstance(self.order, int) or self.order < 0:
-            raise ValueError(f"expected an order that is a whole number, 0 or more; got {self.order}. 0 is IWAE.")
+        object.__setattr__(self, "order", check_whole_number("order", self.order, 0, "0 is IWAE."))
+        if self.order > _HIGHEST:
+            raise ValueError(
+                f"expected an order of at most {_HIGHEST}; got {self.order}. The coefficients grow as K^order, and the "
+                "variance with them: orders 1 and 2 are the useful ones."
+            )
 
     @property
     def direction(self) -> Direction:  # type: ignore[override]
         """None, but lower for order 0."""
         return Direction.NONE if self.order else Direction.LOWER
+
+    @property
+    def bounded_ratio(self) -> bool:  # type: ignore[override]
+        """True for order 0, IWAE; above it c changes sign."""
+        return self.order == 0
 
     @property
     def min_samples(self) -> int:  # type: ignore[override]
@@ -70,14 +79,11 @@ class Jackknife(ClosedForm):
     def dead(self, x: Tensor) -> Tensor:
         return x.isneginf().sum(0) >= len(x) - self.order
 
-    def sums(self, x: Tensor) -> Sums:
-        coefficients = _coefficients(len(x), self.order)
-        if self.order > _ENUMERATED:
-            return _Corrected(x, _Mixture(x, coefficients))
-        per_set = [c / math.comb(len(x), j) for j, c in enumerate(coefficients)]
-        if self.order == 1:
-            return LeaveOneOutSums(x, per_set)
-        return _Corrected(x, LeaveOutSums(x, per_set, torch.finfo(x.dtype).eps))
+    def combination(self, x: Tensor) -> LogSums:
+        count = len(x)
+        # Each set without j samples has an equal part of the coefficient c_j.
+        per_set = [c / math.comb(count, j) for j, c in enumerate(_coefficients(count, self.order))]
+        return LeaveOneOut(x, per_set) if self.order == 1 else LeaveOut(x, per_set)
 
 
 def _coefficients(count: int, order: int) -> list[float]:
@@ -85,31 +91,3 @@ def _coefficients(count: int, order: int) -> list[float]:
     return [
         (-1) ** j * (count - j) ** order / (math.factorial(order - j) * math.factorial(j)) for j in range(order + 1)
     ]
-
-
-class _Corrected:
-    """IWAE plus a correction."""
-
-    def __init__(self, x: Tensor, correction: Sums) -> None:
-        self._iwae = log_mean_exp(x.detach())
-        self._correction = correction
-
-    def value(self) -> Tensor:
-        return self._iwae + self._correction.value()
-
-    def ratios(self, power: int) -> Tensor:
-        return self._correction.ratios(power)
-
-
-class _Mixture:
-    """Averages over all sets of K, K − 1, … samples, each by its own quadrature."""
-
-    def __init__(self, x: Tensor, coefficients: Sequence[float]) -> None:
-        self._iwae = log_mean_exp(x.detach())
-        self._parts = [(c, SubsetAverages(x, len(x) - j)) for j, c in enumerate(coefficients)]
-
-    def value(self) -> Tensor:
-        return sum((c * (part.value() - self._iwae) for c, part in self._parts), torch.zeros_like(self._iwae))
-
-    def ratios(self, power: int) -> Tensor:
-        return torch.stack([c * part.ratios(power) for c, part in self._parts]).sum(0)

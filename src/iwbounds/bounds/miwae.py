@@ -1,23 +1,63 @@
-"""The mean of the importance-weighted bounds of groups of samples."""
+"""Means of the importance-weighted bounds of blocks of samples: MIWAE, and the base that permuted blocks share."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
+from typing import final
 
 import torch
 from torch import Tensor
 
-from iwbounds.bounds.blocks import BlockAverage
+from iwbounds.bounds.base import Bound, Derivatives, Direction
+from iwbounds.checks import check_whole_number
 from iwbounds.logspace import (
     leave_one_out_log_mean_exp,
     leave_one_out_mean,
     log_mean_exp,
+    log_mean_exp_with_weights,
     power_mean_replacing_each,
+    sample_mean,
 )
 
-__all__ = ["MIWAE"]
+__all__ = ["MIWAE", "BlockAverage"]
 
 
+class BlockAverage(Bound):
+    r"""Mean of IWAE over M blocks of n samples each.
+
+    .. math:: c_k = \frac1M\sum_{B\ni k} \tilde w_{B,k}, \qquad c_k - h_k = \frac1M\sum_{B\ni k} \tilde w_{B,k}^2
+    """
+
+    direction = Direction.LOWER
+    bounded_ratio = True
+
+    @abstractmethod
+    def blocks(self, x: Tensor) -> Tensor:
+        """What belongs to the samples ``(K, *batch)``, block by block: ``(M, n, *batch)``."""
+
+    @abstractmethod
+    def sum_over_blocks(self, x: Tensor, count: int) -> Tensor:
+        """For each of ``count`` samples, the sum of what belongs to it in ``x`` ``(M, n, *batch)``."""
+
+    def __call__(self, log_w: Tensor) -> Tensor:
+        return sample_mean(log_mean_exp(self.blocks(self.checked(log_w)), 1))
+
+    def differentiate(self, log_w: Tensor, path: bool = False) -> Derivatives:
+        log_w = self.checked(log_w).detach()
+        blocks = self.blocks(log_w)
+        averages, weights = log_mean_exp_with_weights(blocks, 1)
+        # One dead block makes the datum dead, the living blocks' samples included.
+        weights = weights.masked_fill(blocks.isneginf().all(1).any(0), 0.0)
+        c, c_minus_h = (
+            None if x is None else self.sum_over_blocks(x, len(log_w)) / len(blocks)
+            for x in (weights, weights * weights if path else None)
+        )
+        assert c is not None
+        return Derivatives(sample_mean(averages), c, c_minus_h)
+
+
+@final
 @dataclass(frozen=True)
 class MIWAE(BlockAverage):
     r"""Lower bound of log p(x): the mean over M groups of IWAE with the K/M samples of a group.
@@ -42,6 +82,7 @@ class MIWAE(BlockAverage):
     Reference: Rainforth, Kosiorek, Le, Maddison, Igl, Wood and Teh (2018), Tighter Variational Bounds are Not
     Necessarily Better, arXiv:1802.04537.
 
+    >>> import torch
     >>> MIWAE(2)(torch.tensor([0.0, 0.0, 2.0, 2.0]))
     tensor(1.)
     """
@@ -49,8 +90,7 @@ class MIWAE(BlockAverage):
     groups: int
 
     def __post_init__(self) -> None:
-        if not isinstance(self.groups, int) or self.groups < 1:
-            raise ValueError(f"expected a whole number of groups, 1 or more; got {self.groups}. 1 is IWAE.")
+        object.__setattr__(self, "groups", check_whole_number("groups", self.groups, 1, "1 is IWAE."))
 
     @property
     def min_samples(self) -> int:  # type: ignore[override]
@@ -65,21 +105,21 @@ class MIWAE(BlockAverage):
                 f"{near}, or groups that divide {num_samples}."
             )
 
-    def split(self, log_w: Tensor) -> Tensor:
-        return log_w.reshape(self.groups, len(log_w) // self.groups, *log_w.shape[1:])
+    def blocks(self, x: Tensor) -> Tensor:
+        return x.reshape(self.groups, len(x) // self.groups, *x.shape[1:])
 
-    def added_up(self, blocks: Tensor, log_w: Tensor) -> Tensor:
-        return blocks.view_as(log_w)
+    def sum_over_blocks(self, x: Tensor, count: int) -> Tensor:  # noqa: ARG002
+        return x.flatten(0, 1)
 
     def leave_one_out(self, log_w: Tensor, geometric: bool = False) -> Tensor:
-        groups = self.split(self.checked(log_w))
-        if groups.shape[1] == 1:
+        groups = self.blocks(self.checked(log_w).detach())
+        if groups.shape[1] == 1:  # no others in the group: those of all groups
             return super().leave_one_out(log_w, geometric)
         fill = leave_one_out_mean(groups, 1) if geometric else leave_one_out_log_mean_exp(groups, 1)
         return self.replace_each(log_w, fill.flatten(0, 1))
 
     def replace_each(self, log_w: Tensor, fill: Tensor) -> Tensor:
-        groups, fills = self.split(self.checked(log_w)), self.split(fill)
+        groups, fills = self.blocks(self.checked(log_w)), self.blocks(fill)
         if groups.shape[1] > 1:
             fills = power_mean_replacing_each(groups.transpose(0, 1), fills.transpose(0, 1), 1.0).transpose(0, 1)
         return (self._others(groups) + fills / self.groups).flatten(0, 1)

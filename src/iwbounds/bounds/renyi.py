@@ -4,59 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import final
 
-import torch
-from torch import Tensor
+from iwbounds.bounds.base import Direction
+from iwbounds.bounds.power_mean import PowerMean
 
-from iwbounds.bounds.base import Bound, Direction
-from iwbounds.logspace import log_power_mean, power_mean_replacing_each, power_weights
-
-__all__ = ["PowerMean", "Renyi"]
+__all__ = ["Renyi"]
 
 
-class PowerMean(Bound):
-    r"""Log of the power mean of the weights, :math:`\frac1p\log\frac1K\sum_k w_k^p`; ``power`` says which.
-
-    .. math:: c_k = v_k = \operatorname{softmax}(p \log w)_k, \qquad h_k = p\, v_k(1 - v_k)
-
-    At ±infinity it is the largest or smallest log-weight, whose gradient jumps: ``smooth`` is False.
-    """
-
-    @property
-    def power(self) -> float:
-        """p."""
-        raise NotImplementedError
-
-    @property
-    def smooth(self) -> bool:  # type: ignore[override]
-        """False at infinite power."""
-        return math.isfinite(self.power)
-
-    @property
-    def power_mean(self) -> tuple[float, float] | None:  # type: ignore[override]
-        """(p, 0); None at infinite power."""
-        return (self.power, 0.0) if self.smooth else None
-
-    def __call__(self, log_w: Tensor) -> Tensor:
-        return log_power_mean(self.checked(log_w), self.power)
-
-    def gradient(self, log_w: Tensor) -> Tensor:
-        return power_weights(log_w, self.power) if self.smooth else super().gradient(log_w)
-
-    def derivatives(self, log_w: Tensor) -> tuple[Tensor, Tensor]:
-        v = self.gradient(log_w)
-        return v, self.power * (v - v * v) if self.smooth else torch.zeros_like(v)
-
-    def path_weights(self, log_w: Tensor) -> tuple[Tensor, Tensor]:
-        v = self.gradient(log_w)
-        return v, v * ((1 - self.power) + self.power * v) if self.smooth else v
-
-    def replace_each(self, log_w: Tensor, fill: Tensor) -> Tensor:
-        if self.power == 0 or not self.smooth:
-            return super().replace_each(log_w, fill)
-        return power_mean_replacing_each(log_w, fill, self.power)
-
-
+@final
 @dataclass(frozen=True)
 class Renyi(PowerMean):
     r"""Lower bound of log p(x) for α ≥ 0: the variational Rényi (VR-IWAE) bound.
@@ -81,6 +37,7 @@ class Renyi(PowerMean):
     Shi and Doucet (2023), Alpha-divergence Variational Inference Meets Importance Weighted Auto-Encoders,
     arXiv:2210.06226, eq. 7.
 
+    >>> import torch
     >>> Renyi(0.0)(torch.tensor([0.0, 0.0])), Renyi(-torch.inf)(torch.tensor([0.0, 2.0]))
     (tensor(0.), tensor(2.))
     """
@@ -93,6 +50,7 @@ class Renyi(PowerMean):
 
     @property
     def power(self) -> float:
+        """1 − α."""
         return 1.0 - self.alpha
 
     @property

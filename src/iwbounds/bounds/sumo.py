@@ -5,16 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import final
 
 import torch
 from torch import Tensor
 
-from iwbounds.bounds.base import Bound, Direction
-from iwbounds.bounds.closed_form import ClosedForm, Sums
+from iwbounds.bounds.base import Bound, Derivatives, Direction
+from iwbounds.bounds.closed_form import ClosedForm
+from iwbounds.checks import check_whole_number
+from iwbounds.logspace.log_sums import LogSums
 
 __all__ = ["SUMO", "StoppedSUMO"]
 
+_LEAST_SURVIVAL = 2.0**-53
+"""T is drawn from uniform numbers of 53 bits: none of them reaches a T that is less likely than this."""
 
+
+@final
 @dataclass(frozen=True)
 class SUMO(Bound):
     r"""Lower bound of log p(x) with K samples fixed: a random truncation of the telescoping sum of IWAE.
@@ -50,6 +57,7 @@ class SUMO(Bound):
     Reference: Luo, Beatson, Norouzi, Zhu, Duvenaud, Adams and Chen (2020), SUMO: Unbiased Estimation of Log Marginal
     Probability for Latent Variable Models, arXiv:2004.00353.
 
+    >>> import torch
     >>> SUMO(start=3)(torch.tensor([1.0, 1.0, 1.0]))
     tensor(1.)
     """
@@ -60,9 +68,8 @@ class SUMO(Bound):
     direction = Direction.LOWER
 
     def __post_init__(self) -> None:
-        for name, number in (("start", self.start), ("alpha", self.alpha)):
-            if not isinstance(number, int) or number < 1:
-                raise ValueError(f"expected {name} to be a whole number, 1 or more; got {number}.")
+        for name in ("start", "alpha"):
+            object.__setattr__(self, name, check_whole_number(name, getattr(self, name), 1))
         if not 0 < self.decay < 1:
             raise ValueError(f"expected decay in (0, 1); got {self.decay}. The paper uses 0.9.")
 
@@ -74,14 +81,8 @@ class SUMO(Bound):
     def __call__(self, log_w: Tensor) -> Tensor:
         return self.frozen(self.checked(log_w))(log_w)
 
-    def gradient(self, log_w: Tensor) -> Tensor:
-        return self.frozen(log_w).gradient(log_w)
-
-    def derivatives(self, log_w: Tensor) -> tuple[Tensor, Tensor]:
-        return self.frozen(log_w).derivatives(log_w)
-
-    def path_weights(self, log_w: Tensor) -> tuple[Tensor, Tensor]:
-        return self.frozen(log_w).path_weights(log_w)
+    def differentiate(self, log_w: Tensor, path: bool = False) -> Derivatives:
+        return self.frozen(log_w).differentiate(log_w, path)  # one T for the value and its derivatives
 
     def replace_each(self, log_w: Tensor, fill: Tensor) -> Tensor:
         return self.frozen(log_w).replace_each(log_w, fill)
@@ -118,6 +119,7 @@ class SUMO(Bound):
         return torch.where(steps < self.alpha, 1.0 / steps, self.decay ** (steps - self.alpha) / self.alpha)
 
 
+@final
 @dataclass(frozen=True, eq=False)
 class StoppedSUMO(ClosedForm):
     r"""SUMO with T given for every datum: a fixed combination of IWAE of the first k samples, k = m, …, T + 1.
@@ -130,7 +132,7 @@ class StoppedSUMO(ClosedForm):
 
     sumo: SUMO
     stops: Tensor
-    """T, ``(*batch)``; what exceeds K − 1 counts as K − 1."""
+    """T, ``(*batch)``; what exceeds K − 1, or a T that is ever drawn, P(T ≥ k) < 2^−53, counts as that."""
     direction: Direction = Direction.LOWER
 
     @property
@@ -142,20 +144,22 @@ class StoppedSUMO(ClosedForm):
         used = self._coefficients(len(x)) != 0
         return (x.isneginf().cumprod(0).bool() & used).any(0)
 
-    def sums(self, x: Tensor) -> Sums:
+    def combination(self, x: Tensor) -> LogSums:
         return _PrefixSums(x, self._coefficients(len(x)))
 
     def _coefficients(self, count: int) -> Tensor:
         """a_k, ``(K, batch)``: differences of the factors of the telescoping sum."""
         stops = self.stops.flatten()
         k = torch.arange(1, count + 1, device=stops.device).unsqueeze(1)
-        counted = (k >= self.sumo.start) & (k <= stops) & (k < count)
-        factors = torch.where(counted, 1.0 / self.sumo.survival(count).to(stops.device).unsqueeze(1), 0.0)
+        survival = self.sumo.survival(count).to(stops.device).unsqueeze(1)
+        # Far out the survival underflows, and differences of infinite factors would be NaN.
+        counted = (k >= self.sumo.start) & (k <= stops) & (k < count) & (survival >= _LEAST_SURVIVAL)
+        factors = torch.where(counted, 1.0 / survival, 0.0)
         before = torch.cat([torch.zeros_like(factors[:1]), factors[:-1]])
         return (k == self.sumo.start).double() + before - factors
 
 
-class _PrefixSums:
+class _PrefixSums(LogSums):
     """Sums over the first k samples, combined with coefficients a_k that add up to one."""
 
     def __init__(self, x: Tensor, coefficients: Tensor) -> None:
@@ -168,10 +172,10 @@ class _PrefixSums:
         steps = torch.arange(1, len(self._x) + 1, dtype=self._x.dtype, device=self._x.device)
         return (self._coefficients * (self._log_sums - steps.log().unsqueeze(1))).sum(0)
 
-    def ratios(self, power: int) -> Tensor:
-        return self._signed(power, 1.0) - self._signed(power, -1.0)
+    def combined_ratios(self, exponent: int) -> Tensor:
+        return self._signed(exponent, 1.0) - self._signed(exponent, -1.0)
 
-    def _signed(self, power: int, sign: float) -> Tensor:
-        """What the coefficients of one sign contribute, summed from the back in log-space."""
+    def _signed(self, exponent: int, sign: float) -> Tensor:
+        """Σ_{k≥j} a_k (w_j / S_k)^exponent over the coefficients of one sign, summed from the back in log-space."""
         part = (sign * self._coefficients).clamp_min(1e-300).log()
-        return (power * self._x + (part - power * self._log_sums).flip(0).logcumsumexp(0).flip(0)).exp()
+        return (exponent * self._x + (part - exponent * self._log_sums).flip(0).logcumsumexp(0).flip(0)).exp()

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, final
 
 import torch
 from torch import Tensor
 
-from iwbounds.bounds.base import Bound, Direction
-from iwbounds.bounds.elbo import ELBO
+from iwbounds.bounds.base import Bound, Derivatives, Direction
+from iwbounds.checks import check_whole_number
 from iwbounds.logspace import finite_maximum
-from iwbounds.logspace.tempered import tempered_derivatives, tempered_mean, tempered_mean_replacing_each
+from iwbounds.logspace.power import tempered_derivatives, tempered_mean, tempered_mean_replacing_each
 
 __all__ = ["EUBO", "TVO", "Tempered", "log_spaced_partition"]
 
@@ -31,43 +32,35 @@ class Tempered(Bound):
     """
 
     @property
+    @abstractmethod
     def nodes(self) -> tuple[tuple[float, float], ...]:
         """Pairs (β_i, ω_i), the ω adding up to 1."""
-        raise NotImplementedError
 
     def __call__(self, log_w: Tensor) -> Tensor:
         log_w = self.checked(log_w)
         dead = self._dead(log_w)
-        # A dead datum is filled before the reductions, so that no term sends it a gradient.
+        # A dead datum is filled before the reductions, so that no term gives it a gradient.
         log_w = log_w.masked_fill(dead, 0.0)
         return (finite_maximum(log_w, 0).squeeze(0) + self._sum(log_w, tempered_mean)).masked_fill(dead, -torch.inf)
 
-    def gradient(self, log_w: Tensor) -> Tensor:
-        return self.path_weights(log_w)[0]
-
-    def derivatives(self, log_w: Tensor) -> tuple[Tensor, Tensor]:
-        c, c_minus_h = self.path_weights(log_w)
-        return c, c - c_minus_h
-
-    def path_weights(self, log_w: Tensor) -> tuple[Tensor, Tensor]:
+    def differentiate(self, log_w: Tensor, path: bool = False) -> Derivatives:
         log_w = self.checked(log_w).detach()
         dead = self._dead(log_w)
         both = self._sum(log_w.masked_fill(dead, 0.0), lambda x, beta: torch.stack(tempered_derivatives(x, beta)))
         c, c_minus_h = both.masked_fill(dead, 0.0)
-        return c, c_minus_h
+        return Derivatives(self(log_w), c, c_minus_h if path else None)
 
     def replace_each(self, log_w: Tensor, fill: Tensor) -> Tensor:
-        return self._sum(
-            self.checked(log_w),
-            lambda x, beta: tempered_mean_replacing_each(x, fill, beta) if beta else ELBO().replace_each(x, fill),
-        )
+        if len(log_w) < 2:  # the closed form needs others
+            return super().replace_each(log_w, fill)
+        return self._sum(self.checked(log_w), lambda x, beta: tempered_mean_replacing_each(x, fill, beta))
 
     def _sum(self, x: Tensor, term: Callable[[Tensor, float], Tensor]) -> Tensor:
         """Σ ω_i term(x, β_i), one term in memory at a time."""
-        (beta, share), *rest = self.nodes
-        total = share * term(x, beta)
-        for beta, share in rest:
-            total = total + share * term(x, beta)
+        (beta, weight), *rest = self.nodes
+        total = weight * term(x, beta)
+        for beta, weight in rest:
+            total = total + weight * term(x, beta)
         return total
 
     def _dead(self, log_w: Tensor) -> Tensor:
@@ -76,6 +69,7 @@ class Tempered(Bound):
         return dead.any(0) if self.nodes[0][0] == 0 else dead.all(0)
 
 
+@final
 @dataclass(frozen=True)
 class TVO(Tempered):
     r"""Lower bound of log p(x) on the left side: the thermodynamic variational objective.
@@ -117,11 +111,12 @@ class TVO(Tempered):
     def __post_init__(self) -> None:
         if self.side not in ("left", "right", "trapezoid"):
             raise ValueError(f"expected side to be 'left', 'right' or 'trapezoid'; got {self.side!r}.")
-        if isinstance(self.betas, int):
-            if self.betas < 1:
-                raise ValueError(f"expected at least 1 interval; got {self.betas}. 1 on the left is the ELBO.")
+        given: object = self.betas
+        if not isinstance(given, Iterable) or isinstance(given, str):  # a number of intervals, which has to be whole
+            hint = "1 on the left is the ELBO. Or give the partition itself, such as (0.0, 0.1, 1.0)."
+            object.__setattr__(self, "betas", check_whole_number("betas", given, 1, hint))
             return
-        object.__setattr__(self, "betas", tuple(float(beta) for beta in self.betas))
+        object.__setattr__(self, "betas", tuple(float(beta) for beta in given))
         if len(self.partition) < 2 or self.partition[0] != 0 or self.partition[-1] != 1:
             raise ValueError(f"expected a partition that starts at 0 and ends at 1; got {self.partition}.")
         if not all(low < high for low, high in pairwise(self.partition)):
@@ -145,10 +140,12 @@ class TVO(Tempered):
         widths = [high - low for low, high in pairwise(partition)]
         left, right = [*widths, 0.0], [0.0, *widths]
         both = [0.5 * (low + high) for low, high in zip(left, right, strict=True)]
-        shares = {"left": left, "right": right, "trapezoid": both}[self.side]
-        return tuple((beta, share) for beta, share in zip(partition, shares, strict=True) if share)
+        weights = {"left": left, "right": right, "trapezoid": both}[self.side]
+        # A node without weight goes: at β = 0 it would still need every weight alive.
+        return tuple((beta, weight) for beta, weight in zip(partition, weights, strict=True) if weight)
 
 
+@final
 @dataclass(frozen=True)
 class EUBO(Tempered):
     r"""The evidence upper bound's plug-in estimate, which bounds nothing at finite K.
@@ -197,8 +194,7 @@ def log_spaced_partition(intervals: int, smallest: float = 0.025) -> tuple[float
     >>> log_spaced_partition(3, smallest=0.25)
     (0.0, 0.25, 0.5, 1.0)
     """
-    if intervals < 2:
-        raise ValueError(f"expected at least 2 intervals to space; got {intervals}. Use TVO(1) for the ELBO.")
+    intervals = check_whole_number("intervals", intervals, 2, "Use TVO(1) for the ELBO.")
     if not 0 < smallest < 1:
         raise ValueError(f"expected smallest in (0, 1); got {smallest}.")
     inner = [math.exp(math.log(smallest) * (intervals - t) / (intervals - 1)) for t in range(2, intervals)]

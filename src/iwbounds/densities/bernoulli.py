@@ -18,8 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from iwbounds.checks import full_precision
-from iwbounds.densities.events import arrange, block_of, blocks, differentiable
-from iwbounds.logspace.kernels.dispatch import plain_only, runs_kernel
+from iwbounds.densities.events import arrange, block_of, blocks
+from iwbounds.kernels.dispatch import plain_only, runs_kernel
+from iwbounds.kernels.functions import gradients_with_graph
 
 __all__ = ["bernoulli_logits"]
 
@@ -53,7 +54,7 @@ def bernoulli_logits(logits: Tensor, x: Tensor, event_dims: int = 1, *, kernel: 
     torch.Size([5, 2])
     """
     (logits, x), lead = arrange(event_dims, logits=logits, x=x)
-    if plain_only() and not kernel:
+    if plain_only(logits, x) and not kernel:
         return _plain(logits, x).reshape(lead)
     found: Tensor = _Bernoulli.apply(logits, x, runs_kernel(logits, kernel))  # type: ignore[no-untyped-call]
     return found.reshape(lead)
@@ -76,7 +77,7 @@ class _Bernoulli(torch.autograd.Function):
         samples = max(logits.shape[:-2] + x.shape[:-2])
         out = logits.new_empty((samples, batch), dtype=full_precision(logits.dtype))
         if kernel:
-            from iwbounds.logspace.kernels.triton_bernoulli import launch_bernoulli
+            from iwbounds.kernels.triton_densities import launch_bernoulli
 
             launch_bernoulli(logits.expand(samples, -1, -1), x.expand(samples, -1, -1), out)
             return out
@@ -90,7 +91,7 @@ class _Bernoulli(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (logits, x), needed = ctx.saved_tensors, ctx.needs_input_grad[:2]
         if torch.is_grad_enabled():
-            return *differentiable(_plain, (logits, x), needed, grad), None
+            return *gradients_with_graph(_plain, (logits, x), needed, grad), None
         to_logits = _grad_of_logits(logits, x, grad, ctx.kernel) if needed[0] else None
         return to_logits, _grad_of_x(logits, x, grad) if needed[1] else None, None
 
@@ -110,7 +111,7 @@ def _grad_of_logits(logits: Tensor, x: Tensor, grad: Tensor, kernel: bool) -> Te
         return (of_x - logits.to(grad.dtype).sigmoid() * grad.sum(0).unsqueeze(-1)).to(logits.dtype)
     out = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
     if kernel:
-        from iwbounds.logspace.kernels.triton_bernoulli import launch_bernoulli_backward
+        from iwbounds.kernels.triton_densities import launch_bernoulli_backward
 
         launch_bernoulli_backward(grad, logits, x.expand_as(logits), out)
         return out

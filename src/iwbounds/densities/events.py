@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from iwbounds.checks import full_precision
 
-__all__ = ["add_block", "arrange", "block_of", "blocks", "differentiable"]
+__all__ = ["add_block", "arrange", "block_of", "blocks"]
 
 BLOCK = 1 << 20
 """Entries of a block, four megabytes of float32: the passes over it stay in a last-level cache, and are few enough that
@@ -84,12 +84,3 @@ def add_block(total: Tensor, s: slice, b: slice, block: Tensor) -> None:
         total[s, b] = block
     else:
         total[b] += block.sum(0)
-
-
-def differentiable(
-    density: Callable[..., Tensor], inputs: Sequence[Tensor], needed: Sequence[bool], grad: Tensor
-) -> list[Tensor | None]:
-    """Gradients of ``inputs`` that can be differentiated again, through the plain density."""
-    wanted = [t for t, need in zip(inputs, needed, strict=True) if need]
-    found = iter(torch.autograd.grad(density(*inputs), wanted, grad, create_graph=True))
-    return [next(found) if need else None for need in needed]

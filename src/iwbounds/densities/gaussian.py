@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from iwbounds.checks import full_precision
-from iwbounds.densities.events import add_block, arrange, block_of, blocks, differentiable
-from iwbounds.logspace.kernels.dispatch import plain_only, runs_kernel
+from iwbounds.densities.events import add_block, arrange, block_of, blocks
+from iwbounds.kernels.dispatch import plain_only, runs_kernel
+from iwbounds.kernels.functions import gradients_with_graph
 
 __all__ = ["diagonal_gaussian"]
 
@@ -51,7 +52,7 @@ def diagonal_gaussian(
     """
     mean, log_scale = (torch.as_tensor(t, dtype=_number(t, z), device=z.device) for t in (mean, log_scale))
     arguments, lead = arrange(event_dims, z=z, mean=mean, log_scale=log_scale)
-    if plain_only() and not kernel:
+    if plain_only(*arguments) and not kernel:
         return _plain(*arguments).reshape(lead)
     found: Tensor = _Gaussian.apply(*arguments, runs_kernel(z, kernel))  # type: ignore[no-untyped-call]
     return found.reshape(lead)
@@ -83,7 +84,7 @@ class _Gaussian(torch.autograd.Function):
         samples = max(t.shape[0] if t.ndim == 3 else 0 for t in arguments)
         out = z.new_empty((samples, batch), dtype=full_precision(z.dtype))
         if kernel:
-            from iwbounds.logspace.kernels.triton_gaussian import launch_gaussian
+            from iwbounds.kernels.triton_densities import launch_gaussian
 
             launch_gaussian([t.expand(samples, -1, -1) for t in arguments], out)
             return out
@@ -97,7 +98,7 @@ class _Gaussian(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         inputs, needed = ctx.saved_tensors, ctx.needs_input_grad[:3]
         if torch.is_grad_enabled():
-            return *differentiable(_plain, inputs, needed, grad), None
+            return *gradients_with_graph(_plain, inputs, needed, grad), None
         found = _kernel_gradients(inputs, grad) if ctx.kernel else _gradients(inputs, grad, needed)
         pairs = zip(found, inputs, needed, strict=True)
         return *(slope.to(t.dtype) if need and slope is not None else None for slope, t, need in pairs), None
@@ -128,7 +129,7 @@ def _total(argument: Tensor, grad: Tensor) -> Tensor:
 
 
 def _kernel_gradients(arguments: tuple[Tensor, ...], grad: Tensor) -> list[Tensor]:
-    from iwbounds.logspace.kernels.triton_gaussian import launch_gaussian_backward
+    from iwbounds.kernels.triton_densities import launch_gaussian_backward
 
     totals = [torch.empty(t.shape, dtype=grad.dtype, device=grad.device) for t in arguments]
     launch_gaussian_backward(grad, [t.expand(grad.shape[0], -1, -1) for t in arguments], totals)

@@ -86,7 +86,11 @@ def accumulate(
     True
     """
     budget = DEFAULT_LIVE_SAMPLES if max_live_samples is None else _budget(max_live_samples)
-    chunk_size = None if chunk_size is None else check_whole_number("chunk_size", chunk_size, 1, "None takes all.")
+    chunk_size = (
+        None
+        if chunk_size is None
+        else check_whole_number("chunk_size", chunk_size, 1, "Take at least 1; None takes all.")
+    )
     count = _num_samples(samples, num_samples)
     live = min(count if chunk_size is None else chunk_size, budget)
     chunk_size = live if live < count else chunk_size
@@ -190,10 +194,10 @@ def _budget(max_live_samples: Any) -> int:
     if isinstance(max_live_samples, Bound | Gradient):
         kind = "bound" if isinstance(max_live_samples, Bound) else "gradient"
         raise TypeError(
-            f"expected max_live_samples, a whole number, as the third argument of accumulate; got {max_live_samples!r}. "
-            f"Pass it by name: {kind}={max_live_samples!r}."
+            f"expected max_live_samples, a whole number, as the third argument of accumulate; got "
+            f"{max_live_samples!r}. Pass it by name: {kind}={max_live_samples!r}."
         )
-    return check_whole_number("max_live_samples", max_live_samples, 1)
+    return check_whole_number("max_live_samples", max_live_samples, 1, "Hold at least 1.")
 
 
 def _weight(size: int, part_size: int, value: Tensor) -> float:
@@ -222,7 +226,7 @@ def batch_slices(size: int, step: int) -> Iterator[slice]:
 
 def _num_samples(samples: Latents | None, num_samples: int | None) -> int:
     if num_samples is not None:
-        num_samples = check_whole_number("num_samples", num_samples, 1)
+        num_samples = check_whole_number("num_samples", num_samples, 1, "Draw at least 1.")
     if samples is not None:
         return check_latents(samples, num_samples)
     return DEFAULT_NUM_SAMPLES if num_samples is None else num_samples

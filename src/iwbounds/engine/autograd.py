@@ -9,7 +9,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -19,7 +21,16 @@ from torch.autograd.graph import GradientEdge
 
 from iwbounds.checks import Latents, latent_leaves, map_latents
 
-__all__ = ["Channel", "attach", "compiling", "gate", "linearize", "with_ratio"]
+__all__ = [
+    "Channel",
+    "attach",
+    "compiling",
+    "first_pass",
+    "gate",
+    "linearize",
+    "refuse_transforms",
+    "with_ratio",
+]
 
 Channel: TypeAlias = tuple[Tensor | None, Tensor | None]
 """A tensor in the graph, and the multiplier that its gradient gets."""
@@ -28,6 +39,33 @@ Channel: TypeAlias = tuple[Tensor | None, Tensor | None]
 def compiling() -> bool:
     """Whether ``torch.compile`` is tracing: it follows no hooks, and no autograd.grad inside a backward."""
     return torch.compiler.is_compiling()
+
+
+def refuse_transforms() -> None:
+    """Raise where a ``torch.func`` transform (grad, vmap, jacrev, …) is tracing."""
+    if not compiling() and torch._C._functorch.peek_interpreter_stack() is not None:  # no public name asks this
+        raise RuntimeError(
+            "iwbounds.estimate cannot be differentiated by torch.func transforms: its backward is an estimator with "
+            "constant coefficients, which they would differentiate further. Use value.backward() or "
+            "torch.autograd.grad, or transform the bound itself: torch.func.grad of bound(log_weights)."
+        )
+
+
+@contextmanager
+def first_pass(option: str) -> Iterator[None]:
+    """``torch.no_grad()`` for the pass that takes log-weights alone; says what to do where a log-joint differentiates
+    inside."""
+    try:
+        with torch.no_grad():
+            yield
+    except RuntimeError as error:
+        if "does not require grad" not in str(error):
+            raise
+        raise RuntimeError(
+            f"{option} first evaluates log_joint and log_prob under torch.no_grad(), where a derivative inside them "
+            "cannot be taken. Take it under torch.enable_grad(), of z.detach().requires_grad_() where z does not "
+            f"require grad; or drop {option}."
+        ) from error
 
 
 # Attach.
@@ -102,6 +140,8 @@ def gate(latents: Latents, reparameterized: Any) -> tuple[Latents, list[Tensor]]
         companions.append(companion)
         return gated  # type: ignore[no-any-return]
 
+    if isinstance(latents, Tensor):
+        return through(latents, reparameterized), companions
     return map_latents(through, latents, reparameterized), companions
 
 
@@ -177,10 +217,15 @@ def linearize(
     # An edge of the graph stands for the tensor: it keeps no values alive.
     edges = [GradientEdge(z.grad_fn, z.output_nr) if z.grad_fn is not None else z for z in at]
 
+    if not (edges and value.requires_grad):
+        return Linearized(value, lambda _multiplier, _keep: [], joined)
+    # Made now, beside the density: autograd walks the latest nodes first, so that chunk follows chunk in the backward.
+    taken = _Taken(value, edges)
+    through = _Path.apply(value.detach(), taken, *live)  # type: ignore[no-untyped-call]
+
     def path(multiplier: Tensor | None, keep_graph: bool) -> list[Channel]:
-        if not (edges and value.requires_grad and multiplier is not None):
-            return []
-        return [(_Path.apply(value.detach(), (value, edges, keep_graph), *live), multiplier)]  # type: ignore[no-untyped-call]
+        taken.keep_graph = keep_graph
+        return [(through, multiplier)]
 
     return Linearized(value, path, joined)
 
@@ -197,7 +242,7 @@ def _on_paths(latents: Latents, reparameterized: Any) -> list[Tensor]:
 
 
 def _cut(z: Tensor, reparameterized: bool | None) -> Tensor:
-    return _Cut.apply(z) if _on_path(z, reparameterized) else z  # type: ignore[no-untyped-call, no-any-return]
+    return _Cut.apply(z) if _on_path(z, reparameterized) else z  # type: ignore[no-untyped-call]
 
 
 class _Cut(torch.autograd.Function):
@@ -212,21 +257,41 @@ class _Cut(torch.autograd.Function):
         return None
 
 
+@dataclass
+class _Taken:
+    """What a slope is taken of, and where; in an object, so that autograd does not take the density for an input."""
+
+    density: Tensor
+    edges: list[Any]
+    keep_graph: bool = False
+    """Whether the density's parameters have a channel of their own, which walks the same graph."""
+
+
 class _Path(torch.autograd.Function):
     """A log-density in the graph of the latents alone. Its backward is taken when it is asked for, and not before, so
     that chunks which are evaluated anew in the backward hold no slopes in between."""
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, taken: tuple[Tensor, list[Any], bool], *_latents: Tensor) -> Tensor:
-        ctx.taken = taken  # in a tuple, so that autograd does not take the density for an input
+    def forward(ctx: Any, value: Tensor, taken: _Taken, *_latents: Tensor) -> Tensor:
+        ctx.taken = taken
         return value.view_as(value)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         # Sample k of datum i enters row (k, i) alone: one call gives every row.
-        density, edges, keep_graph = ctx.taken
-        slopes = torch.autograd.grad(density, edges, grad, retain_graph=keep_graph, allow_unused=True)
+        taken = ctx.taken
+        try:
+            slopes = torch.autograd.grad(
+                taken.density, taken.edges, grad, retain_graph=taken.keep_graph, allow_unused=True
+            )
+        except RuntimeError as error:
+            if "second time" not in str(error):
+                raise
+            raise RuntimeError(
+                "the value of iwbounds.estimate supports one backward, retain_graph or not: the graph of log q is "
+                "freed once its slope is taken. Call backward once, on a sum of the values; or use Reparameterized()."
+            ) from error
         return None, None, *slopes
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from iwbounds.checks import Latents, latent_leaves, map_latents
-from iwbounds.engine.autograd import attach
+from iwbounds.engine.autograd import attach, compiling, first_pass
 from iwbounds.engine.evaluate import Channels, Evaluated, evaluate
 from iwbounds.engine.request import Request
 from iwbounds.engine.result import Estimate
@@ -30,6 +30,11 @@ __all__ = ["evaluate_in_chunks", "run_in_two_passes"]
 
 def evaluate_in_chunks(request: Request, size: int) -> Evaluated:
     """:func:`evaluate` for all samples, ``size`` at a time, in one graph of checkpoints."""
+    if compiling():
+        raise RuntimeError(
+            "chunk_size draws and evaluates samples anew in the backward, which torch.compile cannot trace. Compile "
+            "the model's modules instead, or drop chunk_size inside compiled code."
+        )
     found = [evaluate(_recomputed(request, chunk.values), chunk.latents) for chunk in chunks(blocks(request), size)]
     sizes = [part.log_w.shape[0] for part in found]
 
@@ -48,7 +53,7 @@ def _recomputed(request: Request, values: Callable[[], Latents]) -> Request:
 
 
 def _checkpointed(density: Callable[[Latents], Any], values: Callable[[], Latents]) -> Callable[[Latents], Any]:
-    """The density under a checkpoint, whose second evaluation gets its latents from ``values`` and keeps none itself."""
+    """The density under a checkpoint that keeps no latents: its second evaluation gets them from ``values``."""
 
     def checkpointed(latents: Latents) -> Any:
         given = [latents]
@@ -82,7 +87,7 @@ def run_in_two_passes(request: Request, size: int, weight: Callable[[Tensor], fl
     Args:
         weight: from the values to what each of them counts in the loss; raises where they are not of the data.
     """
-    with torch.no_grad():
+    with first_pass("chunk_size"):
         first = _first_pass(request, size)
         value, coefficients = request.evaluate(first.log_w)
     upstream = torch.full_like(value, weight(value))

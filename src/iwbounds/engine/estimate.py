@@ -10,7 +10,7 @@ from torch.distributions import Distribution
 
 from iwbounds.bounds import IWAE, Bound
 from iwbounds.checks import Latents, map_latents
-from iwbounds.engine.autograd import attach
+from iwbounds.engine.autograd import attach, first_pass
 from iwbounds.engine.chunks import evaluate_in_chunks
 from iwbounds.engine.evaluate import Evaluated, evaluate
 from iwbounds.engine.request import Request, complete
@@ -120,7 +120,7 @@ def run(request: Request, keep_samples: bool = False) -> Estimate:
 def _run_on_few(request: Request, latents: Latents, keep_samples: bool) -> Estimate:
     """All samples without a graph of the densities; those that are chosen by their coefficients, with one."""
     assert request.backward_samples is not None, "the caller knows"
-    with torch.no_grad():
+    with first_pass("backward_samples"):
         log_w = _evaluated(request, latents).log_w
         value, coefficients = request.evaluate(log_w)
     assert coefficients is not None, "gradients are on"

@@ -163,7 +163,7 @@ def _refuse_unfit(request: Request, latents: Latents, log_q: Tensor) -> None:
     needs_own = request.proposal.needs_own_samples
     if not request.differentiate or not (request.unfit or request.gradient.pathwise or needs_own):
         return
-    parts = latent_leaves(latents)
+    parts = [latents] if isinstance(latents, Tensor) else latent_leaves(latents)
     trained, on_path = log_q.requires_grad, any(z.requires_grad for z in parts)
     if request.unfit is not None and (trained or on_path):
         raise ValueError(request.unfit)

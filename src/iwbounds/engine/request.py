@@ -11,6 +11,7 @@ from torch.distributions import Distribution
 
 from iwbounds.bounds import ELBO, IWAE, Bound, Direction
 from iwbounds.checks import Latents, check_latents, check_structure, check_whole_number, latent_leaves, map_latents
+from iwbounds.engine.autograd import refuse_transforms
 from iwbounds.gradients import VIMCO, Coefficients, DReG, Gradient, Reparameterized, ScoreFunction
 from iwbounds.proposals import ExtendedProposal, LogJoint, Proposal, as_proposal
 
@@ -114,18 +115,20 @@ def complete(
     if isinstance(given, ExtendedProposal):
         log_joint, given = given.extend(log_joint)
     if num_samples is not None:
-        num_samples = check_whole_number("num_samples", num_samples, 1)
+        num_samples = check_whole_number("num_samples", num_samples, 1, "Draw at least 1.")
     count = check_latents(samples, num_samples) if samples is not None else num_samples or DEFAULT_NUM_SAMPLES
     chunk_size = _part_of(count, "chunk_size", chunk_size)
     backward_samples = _part_of(count, "backward_samples", backward_samples)
     live = None if samples is None else any(z.requires_grad for z in latent_leaves(samples))
     chosen = gradient or _default(bound, given, count, live)
-    _check_rule(bound, chosen, proposal_bound, count, given)
+    _check_rule(bound, chosen, proposal_bound, count, given, samples)
     if given.needs_own_samples:
         _refuse_parts(given, chunk_size=chunk_size, backward_samples=backward_samples)
     if chosen.pathwise and not _has_path(given) and (samples is None or given.mixed):
         raise ValueError(_no_path_message(given, chosen, bound, count))
     differentiate = torch.is_grad_enabled()
+    if differentiate:
+        refuse_transforms()
     return Request(
         log_joint,
         given,
@@ -149,7 +152,7 @@ def _part_of(count: int, name: str, value: int | None) -> int | None:
     """An option that asks for some of the samples; None where it asks for all of them."""
     if value is None:
         return None
-    size = check_whole_number(name, value, 1, "None takes all samples.")
+    size = check_whole_number(name, value, 1, "Take at least 1; None takes all.")
     return size if size < count else None
 
 
@@ -171,16 +174,35 @@ def _check_kinds(log_joint: object, bound: object, gradient: object, proposal_bo
         raise TypeError(f"expected {name} to be an instance of iwbounds.{kind.__name__}; got {found}. {made}")
 
 
-def _check_rule(bound: Bound, gradient: Gradient, proposal_bound: Bound | None, count: int, proposal: Proposal) -> None:
+def _check_rule(
+    bound: Bound,
+    gradient: Gradient,
+    proposal_bound: Bound | None,
+    count: int,
+    proposal: Proposal,
+    samples: Latents | None,
+) -> None:
     """Raise where the gradient is wrong for the bound, or a bound cannot take so many samples."""
-    if proposal_bound is not None and (proposal.mixed or proposal.joint_has_parameters):
-        reason = (
-            "it needs latents that are all reparameterised, or none; got mixed ones, whose path and score share one "
-            "bound"
-            if proposal.mixed
-            else f"the parameters of {proposal.name} sit in the log-joint too, and follow one bound only"
+    if proposal_bound is not None and proposal.mixed:
+        raise ValueError(
+            "proposal_bound needs latents that are all reparameterised, or none; got mixed ones, whose path and score "
+            "share one bound. Drop proposal_bound."
         )
-        raise ValueError(f"proposal_bound cannot be used here: {reason}. Drop proposal_bound.")
+    if proposal.joint_has_parameters and proposal_bound is not None:
+        raise ValueError(
+            "proposal_bound needs reverse=None, or another proposal without parameters in the log-joint: those follow "
+            f"one bound only; got {proposal.name}. Drop proposal_bound."
+        )
+    if proposal.joint_has_parameters and not gradient.follows_bound:
+        raise ValueError(
+            f"{gradient!r} is not defined for a reverse model, or whatever else has parameters in the log-joint too: a "
+            f"wake update would treat the two apart; got {proposal.name}. Use reverse=None, or DReG()."
+        )
+    if samples is None and any(b is not None and b.needs_posterior_samples for b in (bound, proposal_bound)):
+        raise ValueError(
+            f"{bound!r} is an upper bound at draws of the posterior alone, and estimate draws from the proposal. Pass "
+            "posterior draws as samples=, or call iw.sandwich."
+        )
     gradient.check(proposal_bound or bound)
     bound.check_count(count)
     if proposal_bound is not None:
@@ -227,8 +249,6 @@ def _unfit(gradient: Gradient, proposal: Proposal) -> str | None:
             "its log_prob knows a sample by how it was made (a transform with a cache, or without an inverse), and has "
             "no derivative at fixed parameters"
         )
-    if proposal.joint_has_parameters and not gradient.follows_bound:
-        return "its parameters sit in the log-joint too (a reverse model), which a wake update would treat apart"
     return None
 
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
 from iwbounds.bounds import Direction
+from iwbounds.certificates import lower_confidence_bound
 from iwbounds.checks import Latents
 from iwbounds.diagnostics import effective_sample_size, pareto_k
 from iwbounds.gradients import Coefficients
 from iwbounds.logspace import normalized_weights
+from iwbounds.posterior import Expectation, resample_indices, self_normalized_mean, take_samples
 
 __all__ = ["Estimate"]
 
@@ -67,3 +71,53 @@ class Estimate:
     def pareto_k(self) -> Tensor:
         """``(*batch)`` Pareto shapes of the largest weights; above 0.7 the value cannot be trusted as an evidence."""
         return pareto_k(self.log_weights)
+
+    def expectation(self, f: Callable[[Latents], Any]) -> Expectation:
+        """Posterior expectation of f(latents), self-normalised, with its standard error.
+
+        Args:
+            f: the latents that the log-joint received, ``(K, *batch, *event)``, to ``(K, *batch, …)`` (a tensor, or a
+                tuple or dict of such).
+
+        Returns:
+            ``.mean`` and ``.standard_error``, ``(*batch, …)`` float64; see
+            :func:`iwbounds.posterior.self_normalized_mean` for formula, bias and edge cases.
+
+        Raises:
+            ValueError: the estimate was made without ``keep_samples=True``.
+
+        >>> import torch, iwbounds as iw
+        >>> q = torch.distributions.Normal(torch.zeros(3), 1.0)
+        >>> iw.estimate(q.log_prob, q, samples=torch.ones(8, 3), keep_samples=True).expectation(torch.exp).mean
+        tensor([2.7183, 2.7183, 2.7183], dtype=torch.float64)
+        """
+        return self_normalized_mean(self.log_weights, f(self._kept()))
+
+    def resample(self, n: int) -> Latents:
+        """n latents per datum, ``(n, *batch, *event)``, drawn with replacement with the probabilities ``weights``.
+
+        Raises:
+            ValueError: the estimate was made without ``keep_samples=True``.
+        """
+        indices = resample_indices(self.log_weights, n)
+        return take_samples(self._kept(), indices)
+
+    def lower_confidence_bound(self, confidence: float = 0.99) -> Tensor:
+        """``(*batch)`` float64 nats that log p(x) exceeds with this probability.
+
+        See :func:`iwbounds.lower_confidence_bound`.
+
+        Raises:
+            ValueError: the samples depend on each other, on which the certificate may not bet.
+        """
+        if not self.independent:
+            raise ValueError(
+                "expected independent samples, as the certificate bets on one after the other; got a proposal with "
+                "independent=False. Give iw.lower_confidence_bound one log-mean-weight per independent randomisation."
+            )
+        return lower_confidence_bound(self.log_weights, confidence)
+
+    def _kept(self) -> Latents:
+        if self.samples is None:
+            raise ValueError("expected an estimate that kept its samples; got none. Say keep_samples=True.")
+        return self.samples

@@ -49,7 +49,7 @@ def blocks(request: Request) -> Iterator[Block]:
     """The samples in blocks, each drawn when it is asked for; a single one where they must be kept."""
     per_call = request.proposal.samples_per_call
     if per_call is not None:
-        per_call = check_whole_number("samples_per_call", per_call, 1, "None draws all at once.")
+        per_call = check_whole_number("samples_per_call", per_call, 1, "Draw at least 1; None draws all at once.")
     if request.samples is not None or per_call is None or compiling():
         # In the graph even where the pass that asks for them, the first of two, is not.
         with torch.set_grad_enabled(request.differentiate):

@@ -2,20 +2,21 @@ r"""A constant-memory state of the weights seen so far, which merges over chunks
 
 Per datum: the maximum log-weight m, the sums :math:`\sum e^{\ell-m}` and :math:`\sum e^{2(\ell-m)}` in float64, and the
 count. Merging rescales the sums to the larger maximum. A running ``logaddexp`` in float32 is 0.26 nats off after 1e5
-single samples; this state is off by 2e-6.
+single samples; this state is off by 2e-6. On request the largest log-weights are kept as they are, for Pareto's k̂.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from iwbounds.diagnostics import pareto_k_of_largest, tail_size
 from iwbounds.logspace import finite_maximum, promoted
-from iwbounds.logspace.mean import finite_part
+from iwbounds.logspace.mean import finite_or_zero
 
 __all__ = ["StreamingWeights"]
 
@@ -40,23 +41,31 @@ class StreamingWeights:
     """``(*batch)`` float64, relative to twice the maximum."""
     count: int
     """Samples per datum."""
+    largest: Tensor | None = None
+    """``(n, *batch)``: the largest log-weights seen, descending, in their own dtype; None where none are kept."""
+    capacity: int = 0
+    """How many of the largest log-weights are kept."""
 
     @classmethod
-    def empty(cls, batch_shape: tuple[int, ...], device: torch.device | str = "cpu") -> StreamingWeights:
-        """The state before any sample."""
+    def empty(
+        cls, batch_shape: tuple[int, ...], device: torch.device | str = "cpu", capacity: int = 0
+    ) -> StreamingWeights:
+        """The state before any sample, that will keep the ``capacity`` largest log-weights of each datum."""
         zero = torch.zeros(batch_shape, dtype=torch.float64, device=device)
-        return cls(torch.full_like(zero, -torch.inf), zero, zero.clone(), 0)
+        return cls(torch.full_like(zero, -torch.inf), zero, zero.clone(), 0, None, capacity)
 
     @classmethod
-    def of(cls, log_w: Tensor) -> StreamingWeights:
+    def of(cls, log_w: Tensor, capacity: int = 0) -> StreamingWeights:
         """The state of one chunk of log-weights ``(K, *batch)``."""
-        x = promoted(log_w.detach()).double()
+        log_w = promoted(log_w.detach())
+        x = log_w.double()
         exp = (x - finite_maximum(x, 0)).exp()
-        return cls(x.amax(0), exp.sum(0), exp.square().sum(0), x.shape[0])
+        largest = log_w.topk(min(capacity, len(log_w)), dim=0).values if capacity else None
+        return cls(x.amax(0), exp.sum(0), exp.square().sum(0), x.shape[0], largest, capacity)
 
     def updated(self, log_w: Tensor) -> StreamingWeights:
         """This state and the samples in ``log_w`` ``(K, *batch)``."""
-        return self.merged(StreamingWeights.of(log_w))
+        return self.merged(StreamingWeights.of(log_w, self.capacity))
 
     def merged(self, other: StreamingWeights) -> StreamingWeights:
         """The state of the samples of both, in any order.
@@ -69,13 +78,14 @@ class StreamingWeights:
                 f"expected a state of batch shape {tuple(self.maximum.shape)}; got {tuple(other.maximum.shape)}."
             )
         maximum = torch.maximum(self.maximum, other.maximum)
-        mine, theirs = ((finite_part(s.maximum) - finite_part(maximum)).exp() for s in (self, other))
+        mine, theirs = ((finite_or_zero(s.maximum) - finite_or_zero(maximum)).exp() for s in (self, other))
         mine, theirs = _dead_to_zero(mine, self), _dead_to_zero(theirs, other)
         return StreamingWeights(
             maximum,
             self.total * mine + other.total * theirs,
             self.squares * mine.square() + other.squares * theirs.square(),
             self.count + other.count,
+            *_largest_of_both(self, other),
         )
 
     __add__ = merged
@@ -90,9 +100,19 @@ class StreamingWeights:
         """Effective sample size, ``(*batch)``; 0 where all weights are zero."""
         return torch.where(self.squares == 0, 0.0, self.total.square() / self.squares)
 
+    def pareto_k(self) -> Tensor:
+        """:func:`iwbounds.pareto_k` of all samples seen, ``(*batch)`` float64, from the largest.
+
+        NaN where too few were kept: it takes min(K/5, 3√K) and one more.
+        """
+        needed = tail_size(self.count) + 1
+        if self.largest is None or len(self.largest) < min(needed, self.count):
+            return torch.full_like(self.maximum, torch.nan)
+        return pareto_k_of_largest(self.largest[:needed])
+
     def state_dict(self) -> dict[str, Any]:
         """Plain tensors and a number, for ``torch.save``."""
-        return {"maximum": self.maximum, "total": self.total, "squares": self.squares, "count": self.count}
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @classmethod
     def from_state_dict(cls, state: dict[str, Any]) -> StreamingWeights:
@@ -103,3 +123,14 @@ class StreamingWeights:
 def _dead_to_zero(scale: Tensor, state: StreamingWeights) -> Tensor:
     """A state without a living weight contributes nothing, whatever its placeholder maximum."""
     return scale.masked_fill(state.maximum.isneginf(), 0.0)
+
+
+def _largest_of_both(first: StreamingWeights, second: StreamingWeights) -> tuple[Tensor | None, int]:
+    """The largest of both states, as many as the one that keeps fewer can vouch for, and how many that is."""
+    known = [state for state in (first, second) if state.count]  # an empty state forgets nothing
+    capacity = min((state.capacity for state in known), default=first.capacity)
+    kept = [state.largest for state in known if state.largest is not None]
+    if not capacity or len(kept) < len(known) or not kept:
+        return None, capacity
+    both = torch.cat(kept)
+    return both.topk(min(capacity, len(both)), dim=0).values, capacity

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from iwbounds.bounds.base import Bound
+from iwbounds.bounds.base import Bound, refuse_final, reset_shortcuts
 
-__all__ = ["Coefficients", "Gradient"]
+__all__ = ["Coefficients", "EvaluatedTogether", "Gradient"]
 
 
 @dataclass(frozen=True)
@@ -36,19 +36,6 @@ class Coefficients:
     extra: tuple[tuple[Tensor, Tensor], ...] = ()
     """Further tensors of shape ``(*batch)`` with ``(1, *batch)`` multipliers, such as a learned baseline."""
 
-    @property
-    def model_and_path(self) -> tuple[Tensor, Tensor]:
-        """a and b; where only one of them is used, the other is zero.
-
-        Raises:
-            ValueError: neither is used, so that there is no path to follow.
-        """
-        used = self.model if self.path is None else self.path
-        if used is None:
-            raise ValueError("a pathwise Gradient must give model or path coefficients; got None for both.")
-        zero = torch.zeros_like(used)
-        return zero if self.model is None else self.model, zero if self.path is None else self.path
-
     def split(self, sizes: list[int]) -> list[Coefficients]:
         """Those of the first ``sizes[0]`` samples, of the next ``sizes[1]``, and so on; without ``extra``."""
         channels = (self.model, self.path, self.score)
@@ -59,7 +46,8 @@ class Coefficients:
 class Gradient(ABC):
     """A gradient estimator of a bound: from the bound's derivatives to :class:`Coefficients`.
 
-    Subclass it, state ``pathwise``, and write :meth:`coefficients`; routing, chunking and sharding live in the engine.
+    Subclass it, state the class attributes, and write :meth:`coefficients`; routing, chunking and sharding live in the
+    engine. The estimators of the package are final: subclass this class, or call them from yours.
 
     >>> from iwbounds import IWAE, DReG
     >>> import torch
@@ -72,55 +60,44 @@ class Gradient(ABC):
     total: bool = False
     """Whether path = model and score = −path: the total derivative of the bound, for which the engine differentiates
     the log-proposal as it stands and needs no linearisation."""
-
-    needs_fixed_support = True
-    needs_independence = True
-
-    def bounded_ratio(self, bound):
-        n = type(self).__name__
-        return n in ("STL", "Reparameterized") or (n == "DReG" and bound.bounded_ratio)
-
-    def update(self, value):
-        b = getattr(self, "baseline", None)
-        if hasattr(b, "update"):
-            b.update(value)
-
     follows_bound: bool = True
     """Whether the proposal follows the bound too. False for wake updates, which follow a divergence of their own."""
+    needs_fixed_support: bool = True
+    """Whether it leaves out or reweights E[∂ log q(z)], which is 0 only where the support does not move with φ."""
+    needs_independence: bool = True
+    """Whether it is derived for samples that are independent of each other."""
 
     def __init_subclass__(cls, **options: Any) -> None:
-        """A class that redefines the coefficients inherits no shortcut to those it replaces."""
+        """Refuse a subclass of a final class; take back shortcuts that were written for other coefficients."""
         super().__init_subclass__(**options)
-        if "coefficients" in vars(cls):
-            for name in {"evaluate", "from_derivatives", "fused"} - vars(cls).keys():
-                setattr(cls, name, vars(Gradient)[name])
+        refuse_final(cls, "iwbounds.Gradient, and call the estimator from its coefficients")
+        reset_shortcuts(cls, Gradient, "coefficients", ("evaluate", "total", "bounded_ratio"))
 
     @abstractmethod
     def coefficients(self, bound: Bound, log_w: Tensor) -> Coefficients:
-        """Coefficients for ``bound`` at detached log-weights ``(K, *batch)``."""
+        """Coefficients for ``bound`` at detached log-weights ``(K, *batch)``. Changes no state: see :meth:`update`."""
 
     def evaluate(self, bound: Bound, log_w: Tensor) -> tuple[Tensor, Coefficients]:
         """The bound and the coefficients. Override where the two share work."""
+        bound = bound.frozen(log_w)  # one draw of a random bound for both
         return bound(log_w), self.coefficients(bound, log_w)
 
-    def from_derivatives(self, c: Tensor, c_minus_h: Tensor) -> Coefficients | None:  # noqa: ARG002
-        """Coefficients made of c and c − h alone, which a GPU kernel has computed; None where more is needed."""
-        return None
-
-    def fused(
-        self, power_mean: tuple[float, float], log_w: Tensor, kernel: bool | None = None
-    ) -> tuple[Tensor, Coefficients] | None:
-        """The bound and the coefficients from one launch of a GPU kernel, for a bound that is such a power mean.
-
-        None where no kernel gives them. ``kernel=True`` raises where it cannot run.
-        """
-        if type(self).from_derivatives is Gradient.from_derivatives:
-            return None
-        from iwbounds.logspace.kernels import fused_bound
-
-        found = fused_bound(log_w, power=power_mean[0], share=power_mean[1], kernel=kernel)
-        coefficients = self.from_derivatives(found.model, found.path)
-        return None if coefficients is None else (found.value, coefficients)
+    def bounded_ratio(self, bound: Bound) -> bool:  # noqa: ARG002
+        """Whether path/model is finite for every weight that the model's coefficient does not vanish at."""
+        return False
 
     def check(self, bound: Bound) -> None:  # noqa: B027
         """Raise ValueError, with the reason and what to use instead, where the estimator is wrong for ``bound``."""
+
+    def update(self, value: Tensor) -> None:  # noqa: B027
+        """Take in the bound of a whole batch, ``(*batch)``, once per call and after its coefficients are known."""
+
+
+class EvaluatedTogether(Gradient):
+    """An estimator that writes :meth:`evaluate`, where the bound and its derivatives share their work."""
+
+    @abstractmethod
+    def evaluate(self, bound: Bound, log_w: Tensor) -> tuple[Tensor, Coefficients]: ...
+
+    def coefficients(self, bound: Bound, log_w: Tensor) -> Coefficients:
+        return self.evaluate(bound, log_w)[1]

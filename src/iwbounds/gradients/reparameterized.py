@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import final
 
 from torch import Tensor
 
 from iwbounds.bounds.base import Bound
-from iwbounds.gradients.base import Coefficients, Gradient
+from iwbounds.gradients.base import Coefficients, EvaluatedTogether, Gradient
 
 __all__ = ["STL", "DReG", "Reparameterized", "refuse_jumps"]
 
 
+@final
 @dataclass(frozen=True)
-class Reparameterized(Gradient):
+class Reparameterized(EvaluatedTogether):
     r"""The reparameterised gradient: the total derivative of the bound.
 
     .. math:: a_k = c_k, \qquad b_k = c_k, \qquad s_k = -c_k
 
-    Unbiased for every bound, for model and proposal parameters. The proposal's signal-to-noise ratio falls as
+    Unbiased for every bound, for model and proposal parameters, whatever the proposal's support does and however the
+    samples depend on each other. The proposal's signal-to-noise ratio falls as
     :math:`K^{-1/2}` for IWAE (Rainforth et al. 2018, arXiv:1802.04537); see :class:`DReG`.
 
     Reference: Kingma and Welling (2013), arXiv:1312.6114, section 2.4.
@@ -31,21 +34,20 @@ class Reparameterized(Gradient):
 
     pathwise = True
     total = True
-    needs_fixed_support = needs_independence = False
-
-    def coefficients(self, bound: Bound, log_w: Tensor) -> Coefficients:
-        return self.evaluate(bound, log_w)[1]
+    needs_fixed_support = False
+    needs_independence = False
 
     def evaluate(self, bound: Bound, log_w: Tensor) -> tuple[Tensor, Coefficients]:
-        value, c = bound.evaluate(log_w)
-        return value, self.from_derivatives(c, c)
+        value, c, _ = bound.differentiate(log_w)
+        return value, Coefficients(model=c, path=c, score=-c)
 
-    def from_derivatives(self, c: Tensor, c_minus_h: Tensor) -> Coefficients:  # noqa: ARG002
-        return Coefficients(model=c, path=c, score=-c)
+    def bounded_ratio(self, bound: Bound) -> bool:  # noqa: ARG002
+        return True
 
 
+@final
 @dataclass(frozen=True)
-class STL(Gradient):
+class STL(EvaluatedTogether):
     r"""Sticking the landing: the reparameterised gradient without its score term.
 
     .. math:: a_k = c_k, \qquad b_k = c_k, \qquad s_k = 0
@@ -63,19 +65,17 @@ class STL(Gradient):
 
     pathwise = True
 
-    def coefficients(self, bound: Bound, log_w: Tensor) -> Coefficients:
-        return self.evaluate(bound, log_w)[1]
-
     def evaluate(self, bound: Bound, log_w: Tensor) -> tuple[Tensor, Coefficients]:
-        value, c = bound.evaluate(log_w)
-        return value, self.from_derivatives(c, c)
+        value, c, _ = bound.differentiate(log_w)
+        return value, Coefficients(model=c, path=c)
 
-    def from_derivatives(self, c: Tensor, c_minus_h: Tensor) -> Coefficients:  # noqa: ARG002
-        return Coefficients(model=c, path=c)
+    def bounded_ratio(self, bound: Bound) -> bool:  # noqa: ARG002
+        return True
 
 
+@final
 @dataclass(frozen=True)
-class DReG(Gradient):
+class DReG(EvaluatedTogether):
     r"""Doubly reparameterised gradient of *any* smooth bound, by the c − h rule.
 
     .. math:: a_k = c_k, \qquad b_k = c_k - h_k, \qquad s_k = 0
@@ -105,16 +105,13 @@ class DReG(Gradient):
     def check(self, bound: Bound) -> None:
         refuse_jumps(self, bound)
 
-    def coefficients(self, bound: Bound, log_w: Tensor) -> Coefficients:
-        return self.evaluate(bound, log_w)[1]
-
     def evaluate(self, bound: Bound, log_w: Tensor) -> tuple[Tensor, Coefficients]:
-        refuse_jumps(self, bound)
-        value, c, c_minus_h = bound.evaluate_path(log_w)
-        return value, self.from_derivatives(c, c_minus_h)
+        self.check(bound)
+        value, c, c_minus_h = bound.differentiate(log_w, path=True)
+        return value, Coefficients(model=c, path=c_minus_h)
 
-    def from_derivatives(self, c: Tensor, c_minus_h: Tensor) -> Coefficients:
-        return Coefficients(model=c, path=c_minus_h)
+    def bounded_ratio(self, bound: Bound) -> bool:
+        return bound.bounded_ratio
 
 
 def refuse_jumps(gradient: Gradient, bound: Bound) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import final
 
 import torch
 from torch import Tensor
 
 from iwbounds.bounds import IWAE, Bound
-from iwbounds.gradients.base import Coefficients, Gradient
-from iwbounds.logspace import shares
+from iwbounds.gradients.base import Coefficients, EvaluatedTogether
+from iwbounds.logspace import finite_maximum, finite_or_zero, served_by_kernel, weights_and_rest
 
 __all__ = ["OVIS", "VIMCO", "RunningMean", "ScoreFunction"]
 
@@ -34,17 +35,21 @@ class RunningMean:
         self.state: Tensor | None = None
 
     def __call__(self) -> Tensor:
-        return torch.zeros(()) if self.state is None else self.state
+        return torch.zeros(()) if self.state is None else self.state.nan_to_num(nan=0.0)
 
     def update(self, value: Tensor) -> None:
-        """Take in the bound of a batch; data whose bound is not finite are left out."""
-        finite = torch.where(value.isfinite(), value, 0.0)
-        mean = finite.sum() / value.isfinite().sum().clamp_min(1)
-        self.state = mean if self.state is None else self.decay * self.state + (1 - self.decay) * mean
+        """Take in the bound of a batch; data whose bound is not finite are left out, and a batch without any other."""
+        finite = value.detach().isfinite()
+        mean = torch.where(finite, value.detach(), 0.0).sum() / finite.sum().clamp_min(1)
+        # NaN stands for "no batch yet"; all by torch.where, since looking at values would wait for a GPU.
+        state = torch.full_like(mean, torch.nan) if self.state is None else self.state.to(mean)
+        average = torch.where(state.isnan(), mean, self.decay * state + (1 - self.decay) * mean)
+        self.state = torch.where(finite.any(), average, state)
 
 
+@final
 @dataclass(frozen=True)
-class ScoreFunction(Gradient):
+class ScoreFunction(EvaluatedTogether):
     r"""The score-function gradient (REINFORCE), with an optional baseline :math:`\beta`.
 
     .. math:: a_k = c_k, \qquad b_k = 0, \qquad s_k = L - \beta - c_k
@@ -55,9 +60,13 @@ class ScoreFunction(Gradient):
     Args:
         baseline: None; or a callable without arguments (closing over the data) that returns ``(*batch)`` nats. If what
             it returns requires grad it is *learned*: the same backward adds the gradient of
-            :math:`-\tfrac12 (L-\beta)^2` to its parameters. :class:`RunningMean` keeps an average over calls.
+            :math:`-\tfrac12 (L-\beta)^2` to its parameters. :class:`RunningMean` keeps an average over calls, which
+            the engine updates once per call; who calls :meth:`coefficients` by hand calls :meth:`update` too.
 
     Edge cases: a datum whose bound is −inf has score 0.
+
+    Raises:
+        ValueError: on use, a baseline that is neither of shape ``(*batch)`` nor a scalar.
 
     Reference: Williams (1992), Simple statistical gradient-following algorithms; Mnih and Gregor (2014), Neural
     Variational Inference and Learning, arXiv:1402.0030, section 2.3.
@@ -69,19 +78,36 @@ class ScoreFunction(Gradient):
 
     baseline: Callable[[], Tensor] | None = None
 
-    def coefficients(self, bound: Bound, log_w: Tensor) -> Coefficients:
-        c, value = bound.gradient(log_w), bound(log_w)
+    def evaluate(self, bound: Bound, log_w: Tensor) -> tuple[Tensor, Coefficients]:
+        value, c, _ = bound.differentiate(log_w)
         if self.baseline is None:
-            return Coefficients(model=c, score=finite_or_zero(value - c))
-        with torch.enable_grad():
-            baseline = torch.as_tensor(self.baseline(), device=value.device).expand_as(value)
+            return value, Coefficients(model=c, score=finite_or_zero(value - c))
+        with torch.enable_grad():  # a learned baseline needs its graph, wherever the coefficients are computed
+            baseline = self._checked_baseline(value)
         advantage = value - baseline.detach().to(value.dtype)
         learned = ((baseline, finite_or_zero(advantage).unsqueeze(0)),)
-        return Coefficients(model=c, score=finite_or_zero(advantage - c), extra=learned)
+        return value, Coefficients(model=c, score=finite_or_zero(advantage - c), extra=learned)
+
+    def _checked_baseline(self, value: Tensor) -> Tensor:
+        assert self.baseline is not None
+        baseline = torch.as_tensor(self.baseline(), device=value.device)
+        if baseline.shape not in (value.shape, ()):
+            raise ValueError(
+                f"expected the baseline to return shape {tuple(value.shape)} = (*batch), or a scalar; got "
+                f"{tuple(baseline.shape)}. Drop axes of size 1 with squeeze(-1). Where iwbounds.accumulate splits the "
+                "batch, every call is about a part of the data: make the baseline in the model that accumulate calls "
+                "with that part, not from all of the data."
+            )
+        return baseline.expand_as(value)
+
+    def update(self, value: Tensor) -> None:
+        if isinstance(self.baseline, RunningMean):
+            self.baseline.update(value)
 
 
+@final
 @dataclass(frozen=True)
-class VIMCO(Gradient):
+class VIMCO(EvaluatedTogether):
     r"""The score-function gradient of any bound, with a leave-one-out baseline for each sample.
 
     .. math:: a_k = c_k, \qquad b_k = 0, \qquad s_k = (L - L_{-k}) - c_k
@@ -104,25 +130,41 @@ class VIMCO(Gradient):
 
     geometric: bool = False
 
-    def coefficients(self, bound: Bound, log_w: Tensor) -> Coefficients:
+    def evaluate(self, bound: Bound, log_w: Tensor) -> tuple[Tensor, Coefficients]:
         if log_w.shape[0] == 1:
-            return ScoreFunction().coefficients(bound, log_w)
-        c, advantage = bound.advantages(log_w, self.geometric)
-        return Coefficients(model=c, score=finite_or_zero(advantage - c))
+            return ScoreFunction().evaluate(bound, log_w)
+        bound = bound.frozen(log_w)
+        if bound.power_mean == (1.0, 0.0):
+            return self._of_iwae(bound, log_w)
+        shifted = log_w - finite_maximum(log_w, 0)  # a difference of bounds: keep both small
+        value, c, _ = bound.differentiate(shifted)
+        advantage = value - bound.leave_one_out(shifted, self.geometric)
+        return bound(log_w), Coefficients(model=c, score=_score(advantage - c, value.isneginf()))
 
-    def fused(
-        self, power_mean: tuple[float, float], log_w: Tensor, kernel: bool | None = None
-    ) -> tuple[Tensor, Coefficients] | None:
-        if power_mean != (1.0, 0.0) or log_w.shape[0] == 1:
-            return None
-        from iwbounds.logspace.kernels import fused_vimco
+    def _of_iwae(self, bound: Bound, log_w: Tensor) -> tuple[Tensor, Coefficients]:
+        """L − L₋ₖ is −log(1 − w̃ₖ) + log(1 − 1/K), which keeps the digits that the difference loses at large K."""
+        if served_by_kernel(log_w):
+            from iwbounds.kernels import fused_vimco
 
-        found = fused_vimco(log_w, geometric=self.geometric, kernel=kernel)
-        return found.value, Coefficients(model=found.model, score=found.score)
+            found = fused_vimco(log_w, geometric=self.geometric)
+            return found.value, Coefficients(model=found.model, score=found.score)
+        w, log_rest, dead = weights_and_rest(log_w)
+        if self.geometric:
+            shifted = log_w - finite_maximum(log_w, 0)
+            advantage = bound(shifted) - bound.leave_one_out(shifted, geometric=True)
+        else:
+            advantage = math.log1p(-1 / len(log_w)) - log_rest
+        return bound(log_w), Coefficients(model=w, score=_score(advantage - w, dead))
 
 
+def _score(raw: Tensor, dead: Tensor) -> Tensor:
+    """0 for dead data, and where a baseline is infinite; NaN stays, in a datum with a NaN weight."""
+    return finite_or_zero(raw.masked_fill(dead, 0.0))
+
+
+@final
 @dataclass(frozen=True)
-class OVIS(Gradient):
+class OVIS(EvaluatedTogether):
     r"""The score-function gradient of IWAE with control variates that are optimal for many samples.
 
     .. math:: a_k = \tilde w_k, \qquad b_k = 0, \qquad
@@ -154,25 +196,20 @@ class OVIS(Gradient):
             raise ValueError(f"expected gamma in [0, 1]; got {self.gamma}. 0 is unbiased.")
 
     def check(self, bound: Bound) -> None:
-        if not isinstance(bound, IWAE):
+        if type(bound) is not IWAE:
             raise ValueError(f"{self!r} is derived for IWAE alone; got {bound!r}. Use VIMCO() for other bounds.")
 
-    def coefficients(self, bound: Bound, log_w: Tensor) -> Coefficients:
+    def evaluate(self, bound: Bound, log_w: Tensor) -> tuple[Tensor, Coefficients]:
         self.check(bound)
         count = log_w.shape[0]
         if count < 2:
             raise ValueError(f"{self!r} needs at least 2 samples; got {count}. Use ScoreFunction() for one.")
-        w, log_rest, dead = shares(log_w)
+        w, log_rest, dead = weights_and_rest(log_w)
         excess = torch.where(w < 0.05, _log1p_excess(w), -log_rest - w)
         score = excess + self.gamma * (w + math.log1p(-1 / count))
-        return Coefficients(model=w, score=finite_or_zero(score.masked_fill(dead, 0.0)))
+        return bound(log_w), Coefficients(model=w, score=_score(score, dead))
 
 
 def _log1p_excess(w: Tensor) -> Tensor:
     """−log(1 − w) − w for small w, by its series: the difference would cancel."""
     return w * w * (1 / 2 + w * (1 / 3 + w * (1 / 4 + w * (1 / 5 + w * (1 / 6 + w * (1 / 7 + w / 8))))))
-
-
-def finite_or_zero(raw: Tensor) -> Tensor:
-    """``raw`` scores, 0 where they are infinite; NaN stays, in a datum with a NaN weight."""
-    return raw.nan_to_num(nan=torch.nan, posinf=0.0, neginf=0.0)

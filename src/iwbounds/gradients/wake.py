@@ -3,19 +3,21 @@ r"""Wake updates of the proposal: towards the posterior from the side of KL(p‖
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import final
 
 from torch import Tensor
 
 from iwbounds.bounds import Bound
-from iwbounds.gradients.base import Coefficients, Gradient
+from iwbounds.gradients.base import Coefficients, EvaluatedTogether
 from iwbounds.gradients.reparameterized import refuse_jumps
 from iwbounds.logspace import normalized_weights
 
 __all__ = ["DReGWake", "Wake"]
 
 
+@final
 @dataclass(frozen=True)
-class Wake(Gradient):
+class Wake(EvaluatedTogether):
     r"""Reweighted wake-sleep: the model ascends the bound, the proposal descends KL(p(z|x)‖q).
 
     .. math:: a_k = c_k, \qquad b_k = 0, \qquad s_k = \tilde w_k
@@ -35,12 +37,14 @@ class Wake(Gradient):
     follows_bound = False
     needs_independence = False
 
-    def coefficients(self, bound: Bound, log_w: Tensor) -> Coefficients:
-        return Coefficients(model=bound.gradient(log_w), score=normalized_weights(log_w))
+    def evaluate(self, bound: Bound, log_w: Tensor) -> tuple[Tensor, Coefficients]:
+        value, c, _ = bound.differentiate(log_w)
+        return value, Coefficients(model=c, score=normalized_weights(log_w))
 
 
+@final
 @dataclass(frozen=True)
-class DReGWake(Gradient):
+class DReGWake(EvaluatedTogether):
     r"""The wake-φ update of :class:`Wake`, doubly reparameterised.
 
     .. math:: a_k = c_k, \qquad b_k = \tilde w_k - \tilde w_k^2, \qquad s_k = 0
@@ -64,7 +68,8 @@ class DReGWake(Gradient):
     def check(self, bound: Bound) -> None:
         refuse_jumps(self, bound)
 
-    def coefficients(self, bound: Bound, log_w: Tensor) -> Coefficients:
+    def evaluate(self, bound: Bound, log_w: Tensor) -> tuple[Tensor, Coefficients]:
         self.check(bound)
+        value, c, _ = bound.differentiate(log_w)
         w = normalized_weights(log_w)
-        return Coefficients(model=bound.gradient(log_w), path=w - w * w)
+        return value, Coefficients(model=c, path=w - w * w)

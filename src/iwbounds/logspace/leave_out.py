@@ -1,4 +1,4 @@
-r"""Sums over every set R of at most m left-out samples, in O(K) time for a fixed m, without enumerating the sets.
+r"""What every set R of at most m left-out samples leaves, summed in O(K) time for a fixed m, not set by set.
 
 A jackknife needs :math:`\sum_{|R|=j} f(S_{-R})` for :math:`j\le m`, with :math:`S_{-R}` the sum of the weights that R
 leaves. Enumerating is O(K^m); instead each R is split into a part T of the ``head``, the 2m + 2 largest weights, which
@@ -11,6 +11,11 @@ is enumerated, and s further samples of the tail. With X the largest weight of t
 the head that is kept weighs at least X, so :math:`|y\sum v|\le m/(3m+6) < 1/3`: f is a short power series in it, and
 the sums of :math:`(\sum v)^n` over sets of the tail are elementary symmetric in power sums (:class:`_Moments`).
 Nothing is divided out or subtracted that could cancel: each :math:`A_T` is summed relative to its own largest term.
+
+For m = 1 a few passes do (:class:`LeaveOneOut`). Leaving out any sample but the largest keeps at least half of the
+total, so :math:`S_{-i}/S = 1-\tilde w_i` is well conditioned. What is left without the largest is summed on its own;
+where that would underflow, more than 300 nats below the largest, the others see no more of the largest than that it is
+far above.
 """
 
 from __future__ import annotations
@@ -24,9 +29,58 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from iwbounds.logspace.mean import finite_part
+from iwbounds.logspace.log_sums import LogSums
+from iwbounds.logspace.mean import finite_or_zero, log_mean_exp
 
-__all__ = ["LeaveOutSums"]
+__all__ = ["LeaveOneOut", "LeaveOut"]
+
+_FAR = 300.0
+"""Nats; exp(−300) squared is still above the smallest float64, so that squared ratios do not vanish."""
+
+
+class LeaveOneOut(LogSums):
+    r"""``coefficients[0]`` log S + ``coefficients[1]`` Σ_i log S_-i, plus a constant: its value, c and c − h.
+
+    The value is log(S / K) plus ``coefficients[1]`` times the sum over i of log(S_-i / S) − log(1 − 1/K), in which
+    every term is as small as it can be; the coefficients of all sets add up to one.
+
+    Args:
+        x: ``(K, batch)`` float64 log-weights, at least two of them finite in every column.
+        coefficients: how much the full set, and each set without one sample, counts.
+    """
+
+    def __init__(self, x: Tensor, coefficients: list[float]) -> None:
+        self._coefficients = coefficients
+        first_two, order = x.topk(2, dim=0)
+        self._top = order[:1]
+        first, second = first_two.detach()
+        self._reference = torch.minimum(first, second + _FAR)
+        self._beyond = first - self._reference
+        self._others = (x - self._reference).exp().scatter(0, self._top, 0.0)
+        self._rest = self._others.sum(0)
+        top = (first_two[0] - first).exp()  # one, with the derivative of the largest weight
+        self._total = top + self._rest
+        self._top_weight = top / self._total
+        self._weights = self._others / self._total
+
+    def value(self) -> Tensor:
+        """``(batch)``."""
+        count = len(self._others)
+        without_top = (self._rest / self._total).log() - self._beyond
+        correction = torch.log1p(-self._weights).sum(0) + without_top - count * math.log1p(-1.0 / count)
+        log_mean = self._beyond + self._reference + (self._total / count).log()
+        value: Tensor = log_mean + self._coefficients[1] * correction
+        return value
+
+    def combined_ratios(self, exponent: int) -> Tensor:
+        """For each k, the weighted sum of (w_k / S_-i)^exponent over no i and each i ≠ k."""
+        full, single = self._coefficients
+        inverse = (1.0 / (1.0 - self._weights)) ** exponent
+        weights, of_rest = self._weights**exponent, (self._others / self._rest) ** exponent
+        others = inverse.sum(0) - 1.0  # the largest entered as 1: its weight among the others is 0
+        factor = full + single * others
+        result: Tensor = weights * (factor - single * inverse) + single * of_rest
+        return result.scatter(0, self._top, (self._top_weight**exponent * factor).unsqueeze(0))
 
 
 class _Plan(NamedTuple):
@@ -56,24 +110,26 @@ def _plan(count: int, order: int) -> _Plan:
     return _Plan(head, [len(t) for t in subsets], up_to, first, kept.reshape(len(subsets), -1))
 
 
-class LeaveOutSums:
-    """Value, gradient and squared gradient of the sums over left-out sets, weighted by the sets' size.
+class LeaveOut(LogSums):
+    """The weighted sum of log S_-R over the sets R of at most m samples, plus a constant: its value, c and c − h.
+
+    The value is log(S / K) plus the weighted sum of log(S_-R / S) − log(1 − |R|/K), in which every term is as small as
+    it can be; the coefficients of all sets add up to one.
 
     Args:
         x: ``(K, batch)`` float64 log-weights, more than m of them finite in every column.
-        weights: m + 1 numbers: how much each set of size 0, …, m counts.
-        tolerance: relative size of the first neglected term of the series.
+        coefficients: m + 1 numbers: how much each set of size 0, …, m counts.
     """
 
-    def __init__(self, x: Tensor, weights: list[float], tolerance: float) -> None:
-        self._x, self._weights, self._order = x, weights, len(weights) - 1
+    def __init__(self, x: Tensor, coefficients: list[float]) -> None:
+        self._x, self._coefficients, self._order = x, coefficients, len(coefficients) - 1
         self._plan = plan = _plan(x.shape[0], self._order)
         self._index = x.topk(plan.head, dim=0).indices
         self._head_mask = torch.zeros_like(x, dtype=torch.bool).scatter(0, self._index, True)
         tail_x = x.masked_fill(self._head_mask, -torch.inf)
         top = tail_x.detach().amax(0)
-        self._tail = (tail_x - finite_part(top)).exp()
-        self._middle = 0.5 * (1.0 + (x.detach().amin(0) - finite_part(top)).exp())
+        self._tail = (tail_x - finite_or_zero(top)).exp()  # no tail: top is −inf
+        self._middle = 0.5 * (1.0 + (x.detach().amin(0) - finite_or_zero(top)).exp())
         self._reference = x.gather(0, self._index[: self._order + 1]).detach()
         self._relative = self._relative_weights(x.gather(0, self._index), (top - self._reference).exp())
         kept = torch.from_numpy(plan.kept).to(x.device)
@@ -81,7 +137,7 @@ class LeaveOutSums:
         self._beta = (top - self._reference).exp()[plan.first] / self._totals
         self._tail_count = x.shape[0] - plan.head
         self._depth = min(self._order, self._tail_count)
-        self._moments = self._tail_moments(tolerance)
+        self._moments = self._tail_moments(torch.finfo(x.dtype).eps)
 
     def _relative_weights(self, head_x: Tensor, tail_scale: Tensor) -> Tensor:
         """``(m + 1, head + 1, batch)``: the head and the whole tail relative to each possible ``first``; 0 above it."""
@@ -91,6 +147,7 @@ class LeaveOutSums:
         return torch.cat([head, (tail_scale * self._tail.sum(0)).unsqueeze(1)], 1)
 
     def _tail_moments(self, tolerance: float) -> _Moments:
+        """Enough terms that the first neglected one is below ``tolerance``: each is at most m/(3m + 6) of the last."""
         ratio = math.log(3.0 + 6.0 / max(self._order, 1))
         terms = math.ceil(-math.log(tolerance) / ratio) if self._depth else 0
         v = (self._tail - self._middle).masked_fill(self._head_mask, 0.0)
@@ -99,7 +156,7 @@ class LeaveOutSums:
     def _counts(self, drawn: int) -> Tensor:
         """How much a set with ``drawn`` samples of the tail counts, for each T that leaves room for them."""
         sizes = self._plan.sizes[: self._plan.up_to[self._order - drawn]]
-        return self._x.new_tensor([self._weights[t + drawn] for t in sizes]).unsqueeze(1)
+        return self._x.new_tensor([self._coefficients[t + drawn] for t in sizes]).unsqueeze(1)
 
     def _series(self, drawn: int) -> tuple[Tensor, Tensor]:
         """``1/(1 - s γ β_T)`` and the powers ``y_T^n``, for each T that leaves room for ``drawn`` of the tail."""
@@ -109,11 +166,11 @@ class LeaveOutSums:
         return shrink, torch.cat([torch.ones_like(powers[:1]), powers])
 
     def value(self) -> Tensor:
-        """``(batch)``: weighted sum of log(S_-R / S) − log(1 − |R|/K), in which every term is as small as it can be."""
+        """``(batch)``; not differentiable."""
         count = self._x.shape[0]
         sizes = self._x.new_tensor(self._plan.sizes).unsqueeze(1)
         log_kept = self._reference[self._plan.first] - self._reference[0] + (self._totals / self._totals[0]).log()
-        total = (self._counts(0) * (log_kept - torch.log1p(-sizes / count))).sum(0)
+        total = log_mean_exp(self._x.detach()) + (self._counts(0) * (log_kept - torch.log1p(-sizes / count))).sum(0)
         for drawn in range(1, self._depth + 1):
             shrink, powers = self._series(drawn)
             kept, left = log_kept[: len(shrink)], sizes[: len(shrink)] + drawn
@@ -123,29 +180,26 @@ class LeaveOutSums:
             total = total + (self._counts(drawn) * (each - series)).sum(0)
         return total
 
-    def ratios(self, power: int) -> Tensor:
-        """``(K, batch)``: for each k the weighted sum of (w_k / S_-R)^power over the sets R without k; differentiable.
-
-        Power 1 is the gradient of the weighted sum of log S_-R, power 2 the gradient minus the curvature.
-        """
+    def combined_ratios(self, exponent: int) -> Tensor:
+        """For each k the weighted sum of (w_k / S_-R)^exponent over the sets R without k."""
         of_head = self._counts(0).expand_as(self._beta)
-        of_tail = (self._counts(0) * self._beta**power).sum(0, keepdim=True)
+        of_tail = (self._counts(0) * self._beta**exponent).sum(0, keepdim=True)
         for drawn in range(1, self._depth + 1):
             shrink, powers = self._series(drawn)
-            binomial = self._moments.degrees + 1.0 if power == 2 else torch.ones_like(self._moments.degrees)
+            binomial = (self._moments.degrees + 1.0) ** (exponent - 1)  # of 1/(1 − y)^exponent
             inner = (powers * (binomial * self._moments.of_size(drawn)).unsqueeze(1)).sum(0)
-            head_part = self._counts(drawn) * shrink**power * inner
+            head_part = self._counts(drawn) * shrink**exponent * inner
             of_head = torch.cat([of_head[: len(shrink)] + head_part, of_head[len(shrink) :]])
-            outer = binomial * (powers * (self._counts(drawn) * powers[1] ** power)).sum(1)
+            outer = binomial * (powers * (self._counts(drawn) * powers[1] ** exponent)).sum(1)
             of_tail = _padded_sum(of_tail, self._moments.without_each(drawn, outer))
-        return self._assembled(of_head, of_tail, power)
+        return self._assembled(of_head, of_tail, exponent)
 
-    def _assembled(self, of_head: Tensor, of_tail: Tensor, power: int) -> Tensor:
+    def _assembled(self, of_head: Tensor, of_tail: Tensor, exponent: int) -> Tensor:
         """From factors per T, and a polynomial in v for the tail, to one number per sample."""
-        relative = self._relative**power
-        factors = self._kept.mT @ (of_head / self._totals**power)
+        relative = self._relative**exponent
+        factors = self._kept.mT @ (of_head / self._totals**exponent)
         head = (relative * factors.view_as(relative)).sum(0)[: self._plan.head]
-        tail = self._tail**power * _polynomial(of_tail, self._moments.v)
+        tail = self._tail**exponent * _polynomial(of_tail, self._moments.v)
         return tail.scatter(0, self._index, head)
 
 
@@ -165,15 +219,15 @@ class _Moments:
             powers = powers * v if degree else v
             sums.append(powers.sum(0))
         power_sums = torch.stack(sums) / self._factorials
-        self._symmetric = [torch.cat([torch.ones_like(power_sums[:1]), torch.zeros_like(power_sums[1:])])]
+        self._elementary = [torch.cat([torch.ones_like(power_sums[:1]), torch.zeros_like(power_sums[1:])])]
         self._shifts: list[Tensor] = []
         for size in range(1, depth + 1):
-            self._shifts.append(self._toeplitz(self._symmetric[-1]))
+            self._shifts.append(self._toeplitz(self._elementary[-1]))
             terms_of_newton = (
                 (-1.0) ** (i - 1) * (self._shifts[size - i] * (i**self.degrees * power_sums).unsqueeze(1)).sum(0)
                 for i in range(1, size + 1)
             )
-            self._symmetric.append(sum(terms_of_newton, torch.zeros_like(power_sums)) / size)
+            self._elementary.append(sum(terms_of_newton, torch.zeros_like(power_sums)) / size)
 
     def _toeplitz(self, series: Tensor) -> Tensor:
         """``[a, n] -> series[n - a]``: multiplication of power series as a matrix."""
@@ -183,7 +237,7 @@ class _Moments:
 
     def of_size(self, size: int) -> Tensor:
         """``(terms + 1, batch)`` moments of the sets of ``size`` samples."""
-        return self._symmetric[size] * self._factorials
+        return self._elementary[size] * self._factorials
 
     def without_each(self, size: int, outer: Tensor) -> Tensor:
         r"""Coefficients of the polynomial in :math:`v_k` that is :math:`\sum_n outer_n` times the n-th moment of the

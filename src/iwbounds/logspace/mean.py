@@ -8,6 +8,9 @@ For ``x`` with maximum ``m`` along the reduced axis of size ``K``,
 ``e^{x - m} / sum``, sums to one at any magnitude (``exp(x - logsumexp(x))`` is 65 % off at 1e7 in float32).
 The logarithm is then corrected once by its own residual, ``log1p(mean(expm1(x - value)))``: without it, weights that
 differ by 1e-8 would give a value that is wrong by 1e-7, above the maximum or below the mean.
+
+Throughout the package a weight is *dead* if it is zero, its log-weight −inf, and a datum is dead if the weights that
+its bound needs are: the value is then −inf, and every derivative 0.
 """
 
 from __future__ import annotations
@@ -19,11 +22,13 @@ from torch import Tensor
 
 __all__ = [
     "finite_maximum",
-    "finite_part",
+    "finite_or_zero",
+    "log_mean_exp",
     "log_mean_exp_with_weights",
     "normalized_weights",
     "plain_log_mean_exp",
     "promoted",
+    "served_by_kernel",
     "shifted_exp",
 ]
 
@@ -55,25 +60,71 @@ def promoted(x: Tensor, dim: int = 0) -> Tensor:
         raise ValueError(f"expected a tensor with an axis {dim} to reduce; got shape {tuple(x.shape)}.")
     if x.shape[dim] == 0:
         raise ValueError(f"expected at least one sample along axis {dim}; got shape {tuple(x.shape)}.")
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def finite_part(maximum: Tensor) -> Tensor:
-    """A maximum that can be subtracted: ±inf become 0, NaN stays."""
-    return maximum.nan_to_num(nan=torch.nan, posinf=0.0, neginf=0.0)
+def finite_or_zero(x: Tensor) -> Tensor:
+    """``x`` with ±inf replaced by 0; NaN stays, so that a broken datum shows."""
+    return x.nan_to_num(nan=torch.nan, posinf=0.0, neginf=0.0)
 
 
 def finite_maximum(x: Tensor, dim: int) -> Tensor:
     """The detached maximum along ``dim`` (kept with size 1), 0 where it is infinite."""
-    return finite_part(x.detach().amax(dim, keepdim=True))
+    return finite_or_zero(x.detach().amax(dim, keepdim=True))
 
 
 def shifted_exp(x: Tensor, dim: int) -> ShiftedExp:
     """Exponentials relative to the detached maximum along ``dim``, and their sum."""
     maximum = x.detach().amax(dim, keepdim=True)
-    shifted = x - finite_part(maximum)
+    shifted = x - finite_or_zero(maximum)  # a row of −inf minus its maximum would be NaN
     exp = shifted.exp()
+    # A living row's sum is at least exp(0) = 1: the clamp acts on dead rows alone, whose 0 / 0.5 is a weight of 0.
     return ShiftedExp(shifted, exp, exp.sum(dim, keepdim=True).clamp_min(0.5), maximum)
+
+
+def log_mean_exp(x: Tensor, dim: int = 0) -> Tensor:
+    r"""Logarithm of the mean of exponentials along one axis; on a GPU by a fused kernel where Triton is installed.
+
+    .. math:: \operatorname{lme}(x) = \log\frac1K\sum_{k=1}^K e^{x_k}
+
+    The gradient is :func:`normalized_weights`; derivatives of any order, forward-mode AD and ``torch.func`` transforms
+    work. Empty batches are fine.
+
+    Args:
+        x: log-weights in nats, any shape; float16 and bfloat16 are computed and returned in float32.
+        dim: the axis to reduce.
+
+    Returns:
+        ``x`` without axis ``dim``, in at least float32.
+
+    Edge cases: a row of −inf gives −inf with gradient 0. A +inf entry gives +inf, and a NaN gradient for that entry,
+    because a +inf log-weight is an error of the model. NaN stays in its own row.
+
+    Raises:
+        TypeError: not a floating-point tensor.
+        ValueError: no axis ``dim``, or an axis of size 0.
+
+    >>> import torch
+    >>> log_mean_exp(torch.tensor([0.0, 0.0, 0.0]))
+    tensor(0.)
+    >>> log_mean_exp(torch.tensor([[1e7, -torch.inf], [1e7, -torch.inf]]))
+    tensor([10000000.,       -inf])
+    """
+    x = promoted(x, dim)
+    if served_by_kernel(x):
+        from iwbounds.kernels import fused_log_mean_exp
+
+        return fused_log_mean_exp(x, dim)
+    return plain_log_mean_exp(x, dim)
+
+
+def served_by_kernel(x: Tensor) -> bool:
+    """Whether ``x`` is where the fused kernels serve by themselves: on a GPU, where Triton is, in eager code."""
+    if not x.is_cuda:
+        return False
+    from iwbounds.kernels import runs_kernel
+
+    return runs_kernel(x)
 
 
 def plain_log_mean_exp(x: Tensor, dim: int = 0) -> Tensor:
@@ -84,7 +135,7 @@ def plain_log_mean_exp(x: Tensor, dim: int = 0) -> Tensor:
 def log_mean_exp_with_weights(x: Tensor, dim: int = 0) -> tuple[Tensor, Tensor]:
     """Log-mean-exp and :func:`normalized_weights` from the same exponentials, for an ``x`` outside every graph."""
     x = promoted(x, dim)
-    if x.dtype == torch.float32 and x.is_cpu:
+    if x.dtype == torch.float32 and x.is_cpu:  # float64 is slow on most GPUs
         return _by_float64(x, dim)
     parts = shifted_exp(x, dim)
     return _log_mean(parts, dim), parts.exp / parts.total
@@ -95,13 +146,14 @@ def _by_float64(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     exp = x.double()
     maximum = finite_maximum(exp, dim)
     total = exp.sub_(maximum).exp_().sum(dim, keepdim=True)
-    value = (total / x.shape[dim]).log_().add_(maximum)
+    value = (total / x.shape[dim]).log_().add_(maximum)  # before the clamp below: a dead row must give log 0
     return value.squeeze(dim).to(x.dtype), exp.div_(total.clamp_min_(0.5)).to(x.dtype)
 
 
 def _log_mean(parts: ShiftedExp, dim: int) -> Tensor:
     """The log of the mean, corrected once by its own residual."""
     log_mean = (parts.total / parts.exp.shape[dim]).log()
+    # Detached: the residual is a rounding error, and its derivative is not the derivative of anything.
     residual = torch.expm1(parts.shifted.detach() - log_mean.detach()).mean(dim, keepdim=True).log1p()
     correction = residual.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
     return (parts.maximum + (log_mean + correction)).squeeze(dim)

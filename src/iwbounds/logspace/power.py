@@ -1,7 +1,16 @@
-r"""Arithmetic mean of log-weights and log of power means, with the gradients that dead weights call for.
+r"""Means of log-weights, logs of power means and tempered means: values, gradients, and each weight replaced.
 
 A mean, or a power mean of negative power, needs *every* weight to be alive: one −inf makes the value −inf, and then the
 gradient is 0 (a gradient of 1/K would meet 0·inf inside the log-density that is −inf).
+
+A tempered mean is :math:`S_\beta=\sum_k v_k x_k` with :math:`v=\operatorname{softmax}(\beta x)`, taken about the
+maximum m, :math:`S_\beta = m + \sum_k v_k (x_k - m)`, so that nothing is lost to a large m and a spread of 1e-8 keeps
+its digits. With :math:`g_k=\beta(x_k-S_\beta)`,
+
+.. math:: \frac{\partial S_\beta}{\partial x_k} = v_k(1+g_k), \qquad
+          \frac{\partial^2 S_\beta}{\partial x_k^2} = \beta v_k\bigl(1+(1-2v_k)(1+g_k)\bigr).
+
+A dead weight has v = 0, and 0·(−inf) is 0, for β > 0; β = 0 is the plain mean.
 """
 
 from __future__ import annotations
@@ -11,14 +20,25 @@ import math
 import torch
 from torch import Tensor
 
-from iwbounds.logspace.leave_one_out import plain_leave_one_out
-from iwbounds.logspace.mean import finite_maximum, normalized_weights, plain_log_mean_exp, promoted
+from iwbounds.logspace.leave_one_out import leave_one_out_mean, plain_leave_one_out
+from iwbounds.logspace.mean import (
+    finite_maximum,
+    finite_or_zero,
+    normalized_weights,
+    plain_log_mean_exp,
+    promoted,
+)
 
 __all__ = [
     "log_power_mean",
+    "mean_replacing_each",
     "power_mean_replacing_each",
+    "power_path_weights",
     "power_weights",
     "sample_mean",
+    "tempered_derivatives",
+    "tempered_mean",
+    "tempered_mean_replacing_each",
     "uniform_weights",
 ]
 
@@ -41,6 +61,12 @@ def uniform_weights(x: Tensor, dim: int = 0) -> Tensor:
     return torch.full_like(x, 1.0 / x.shape[dim]).masked_fill(_any_dead(x, dim), 0.0)
 
 
+def mean_replacing_each(x: Tensor, fill: Tensor) -> Tensor:
+    """:func:`sample_mean` along axis 0 with x_k replaced by ``fill[k]``, for every k in O(K)."""
+    count = x.shape[0]
+    return leave_one_out_mean(x) * ((count - 1) / count) + fill / count
+
+
 def log_power_mean(x: Tensor, power: float, dim: int = 0) -> Tensor:
     r"""Logarithm of the power mean of :math:`w = e^x`.
 
@@ -54,26 +80,114 @@ def log_power_mean(x: Tensor, power: float, dim: int = 0) -> Tensor:
     x = promoted(x, dim)
     if math.isinf(power):
         return x.amax(dim) if power > 0 else x.amin(dim)
-    shift = finite_maximum(x, dim)
-    scaled = power * (x - shift)
-    if power > 0:
-        return shift.squeeze(dim) + plain_log_mean_exp(scaled, dim) / power
-    dead = _any_dead(x, dim)
-    mean = shift.squeeze(dim) + plain_log_mean_exp(scaled.masked_fill(dead, 0.0), dim) / power
-    return mean.masked_fill(dead.squeeze(dim), -torch.inf)
+    scaled, shift, power, dead = _scaled(x, power, dim)
+    mean = shift.squeeze(dim) + plain_log_mean_exp(scaled, dim) / power
+    return mean if dead is None else mean.masked_fill(dead.squeeze(dim), -torch.inf)
 
 
 def power_weights(x: Tensor, power: float, dim: int = 0) -> Tensor:
     r"""Gradient of :func:`log_power_mean` for a finite power: the softmax of :math:`p x`, or 0 in a dead row."""
     if power == 0:
         return uniform_weights(x, dim)
-    x = promoted(x, dim)
-    weights = normalized_weights(power * (x - finite_maximum(x, dim)), dim)
-    return weights if power > 0 else weights.masked_fill(_any_dead(x, dim), 0.0)
+    scaled, _, _, dead = _scaled(promoted(x, dim), power, dim)
+    weights = normalized_weights(scaled, dim)
+    return weights if dead is None else weights.masked_fill(dead, 0.0)
+
+
+def _scaled(x: Tensor, power: float, dim: int) -> tuple[Tensor, Tensor, float, Tensor | None]:
+    """p (x − shift), at most 0 with the shift where p x is largest; the shift; p as ``x`` can hold it; the dead rows.
+
+    The largest of the p x has to be 0, so that those of a huge power overflow to −inf alone, whose weight is right.
+    """
+    power = _representable(power, x.dtype)
+    if power > 0:
+        shift = finite_maximum(x, dim)
+        return power * (x - shift), shift, power, None
+    dead = _any_dead(x, dim)
+    x = x.masked_fill(dead, 0.0)  # filled before the reductions, so that none of them gives a dead row a gradient
+    shift = finite_or_zero(x.detach().amin(dim, keepdim=True))
+    return power * (x - shift), shift, power, dead
+
+
+def _representable(power: float, dtype: torch.dtype) -> float:
+    """``power`` within the range of ``dtype``: beyond it the power mean is the extreme, and p · 0 would be NaN."""
+    largest = torch.finfo(dtype).max / 16  # its inverse, a factor of the derivative, must not be subnormal
+    return max(-largest, min(power, largest))
+
+
+def power_path_weights(v: Tensor, power: float) -> Tensor:
+    """:func:`power_weights` less the curvature, v (1 − p (1 − v)): what DReG puts on the path.
+
+    In the form below it is 1 at v = 1 and v² at p = 1 to the last digit.
+    """
+    if power == 0:
+        return v
+    return v * v if power == 1 else v * (v + (1 - _representable(power, v.dtype)) * (1 - v))
 
 
 def power_mean_replacing_each(x: Tensor, fill: Tensor, power: float) -> Tensor:
-    """:func:`log_power_mean` along axis 0 with x_k replaced by ``fill[k]``, for every k in O(K); finite power."""
+    r"""Log power mean along axis 0 with x_k replaced by ``fill[k]``, for every k in O(K); finite power, K ≥ 2.
+
+    With m the extreme of the x, and :math:`e_j=\operatorname{expm1}(p(x_j-m))`, it is
+
+    .. math:: m+\frac1p\operatorname{log1p}\frac{\sum_j e_j-e_k+\operatorname{expm1}(p(f_k-m))}{K},
+
+    which keeps its digits for p near 0, where the logarithm of a sum, divided by p, would lose them all. Where that
+    mean is far from 0, or a weight is dead, the logarithm of the sum is far from 0 too, and safe.
+    """
+    if power == 0:
+        return mean_replacing_each(x, fill)
     x, count = promoted(x), x.shape[0]
-    others = plain_leave_one_out(power * x) + math.log(count - 1)
-    return (torch.logaddexp(others, power * fill) - math.log(count)) / power
+    power, dead, dead_fill = _representable(power, x.dtype), x.isneginf(), fill.isneginf()
+    shift = finite_or_zero(x.amax(0) if power > 0 else x.masked_fill(dead, torch.inf).amin(0))
+    x, fill = power * (x - shift), power * (fill - shift)
+    changes = torch.expm1(x).masked_fill(dead, 0.0)
+    mean_change = (changes.sum(0) - changes + torch.expm1(fill)) / count
+    others = plain_leave_one_out(x) + math.log(count - 1)
+    log_mean = torch.logaddexp(others, fill) - math.log(count)
+    all_alive = (dead.sum(0) - dead.to(torch.int64) == 0) & ~dead_fill
+    return shift + torch.where(all_alive & (mean_change.abs() <= 0.5), mean_change.log1p(), log_mean) / power
+
+
+def _tempered(x: Tensor, beta: float) -> tuple[Tensor, Tensor, Tensor]:
+    """v, x − m with 0 for dead weights, and Σ v (x − m)."""
+    shifted, dead = x - finite_maximum(x, 0), x.detach().isneginf()
+    alive = shifted.masked_fill(dead, 0.0)  # 0·(−inf) would be NaN, in the value and in its derivative
+    v = normalized_weights((beta * alive).masked_fill(dead, -torch.inf))
+    return v, alive, (v * alive).sum(0)
+
+
+def tempered_mean(x: Tensor, beta: float) -> Tensor:
+    """``S_β − max x`` along axis 0; over the living weights alone (0 where none lives)."""
+    return _tempered(promoted(x), beta)[2]
+
+
+def tempered_derivatives(x: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+    """Gradient c of S_β, and c − h without cancellation, each of the shape of ``x``."""
+    v, alive, mean = _tempered(promoted(x), beta)
+    tilt = 1.0 + beta * (alive - mean)
+    return v * tilt, v * (tilt * ((1.0 - beta) + 2.0 * beta * v) - beta)
+
+
+def tempered_mean_replacing_each(x: Tensor, fill: Tensor, beta: float) -> Tensor:
+    """S_β with x_k replaced by ``fill[k]``, for every k in O(K); K ≥ 2. −inf where no weight then lives."""
+    if beta == 0:
+        return mean_replacing_each(x, fill)
+    x = promoted(x)
+    log_others = plain_leave_one_out(beta * x) + math.log(x.shape[0] - 1)
+    v = torch.sigmoid(beta * fill - log_others)  # NaN where both are −inf, and all is dead: the last line
+    # A v of 0 or 1 may meet a mean that is −inf, and their product is 0.
+    of_fill = torch.where(v == 0, 0.0, v * fill)
+    of_others = torch.where(v == 1, 0.0, (1.0 - v) * _means_of_others(x, beta))
+    return (of_fill + of_others).masked_fill(fill.isneginf() & log_others.isneginf(), -torch.inf)
+
+
+def _means_of_others(x: Tensor, beta: float) -> Tensor:
+    """S_β of all other samples, for every sample."""
+    is_top = torch.zeros_like(x, dtype=torch.bool).scatter(0, x.argmax(0, keepdim=True), True)
+    v, alive, mean = _tempered(x, beta)
+    # Leaving out any but the largest keeps the largest, so what remains of the sum of weights is at least 1/K.
+    kept = 1.0 - v.masked_fill(is_top, 0.0)
+    with_top = finite_maximum(x, 0) + (mean - v * alive) / kept
+    rest = x.masked_fill(is_top, -torch.inf)
+    return torch.where(is_top, finite_maximum(rest, 0) + tempered_mean(rest, beta), with_top)

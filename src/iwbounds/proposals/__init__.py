@@ -1,18 +1,11 @@
-"""Proposals: how latents are drawn and what their log-density is."""
+"""Proposals: how latents are drawn, what their log-density is, and what may be assumed of both."""
 
-from typing import TYPE_CHECKING
-
-from iwbounds._lazy import lazy_attributes
 from iwbounds.proposals.base import ExtendedProposal, LogJoint, LogProb, Proposal
 from iwbounds.proposals.distributions import as_proposal
-
-if TYPE_CHECKING:
-    from iwbounds.proposals.directed import DirectedLogDensity
-    from iwbounds.proposals.hierarchical import AggregatedPosterior, HierarchicalProposal
+from iwbounds.proposals.hierarchical import AggregatedPosterior, HierarchicalProposal
 
 __all__ = [
     "AggregatedPosterior",
-    "DirectedLogDensity",
     "ExtendedProposal",
     "HierarchicalProposal",
     "LogJoint",
@@ -20,8 +13,3 @@ __all__ = [
     "Proposal",
     "as_proposal",
 ]
-
-__getattr__ = lazy_attributes(
-    __name__,
-    {"AggregatedPosterior": "hierarchical", "DirectedLogDensity": "directed", "HierarchicalProposal": "hierarchical"},
-)

@@ -261,7 +261,7 @@ def _uncached(distribution: Distribution) -> Distribution:
     if type(distribution) is Independent:
         return Independent(_uncached(distribution.base_dist), distribution.reinterpreted_batch_ndims)
     if type(distribution) is TransformedDistribution:
-        uncached = [t.with_cache(0) for t in distribution.transforms]
+        uncached = [t.with_cache(0) for t in distribution.transforms]  # type: ignore[no-untyped-call]
         return TransformedDistribution(_uncached(distribution.base_dist), uncached)
     return distribution
 

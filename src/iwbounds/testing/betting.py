@@ -55,6 +55,9 @@ class EProcess:
     def add(self, log_factors: Tensor) -> None:
         """Take in ``(bettors, n)``: what n successive e-values multiply each bettor's wealth by, in nats."""
         steps = log_factors.detach().to("cpu", torch.float64)
+        if steps.isnan().any():
+            # A wealth of NaN never reaches 1/α: it would pass for the absence of evidence.
+            raise ValueError(f"expected numbers to bet on; got {int(steps.isnan().sum())} NaN.")
         if steps.shape[1] == 0:
             return
         start = steps.new_zeros(steps.shape[0]) if self._bettors is None else self._bettors

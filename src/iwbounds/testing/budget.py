@@ -1,12 +1,12 @@
-r"""A budget of false alarms, split over the statistical tests of a suite."""
+"""A budget of false alarms, split over the statistical tests of a suite; and seeds that make verdicts repeat."""
 
 from __future__ import annotations
 
 import math
 from typing import TypedDict
 
+from iwbounds.seeding import derived_seed
 from iwbounds.testing.betting import check_alpha
-from iwbounds.testing.seeding import derived_seed
 
 __all__ = ["ErrorBudget", "Share"]
 

@@ -3,20 +3,73 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Sequence
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-from iwbounds.bounds import IWAE
+from iwbounds.bounds import CIWAE, ELBO, EUBO, IWAE, MIWAE, TVO, Renyi, UStatistic
 from iwbounds.engine import Estimate
 from iwbounds.logspace import finite_maximum, promoted
-from iwbounds.testing.chains import Estimator, default_chains, name_of
-from iwbounds.testing.seeding import forked_rng
+from iwbounds.seeding import forked_rng
+from iwbounds.testing.densities import name_of, value_of
 
-__all__ = ["assert_coupled_order", "assert_monotone_in_k", "assert_same_value", "rounding"]
+__all__ = ["assert_coupled_order", "assert_monotone_in_k", "assert_same_value", "default_chains"]
 
+Estimator: TypeAlias = Callable[[Tensor], Tensor]
+"""From ``(K, *batch)`` log-weights to ``(*batch)``: a bound, or a function of a user's own."""
+
+_ORDERS = (math.inf, 3.0, 1.0, 0.5, 0.0, -1.0, -math.inf)
+_INTERVALS = 4
 _SUBSET_BLOCK = 8
+
+
+def largest(log_w: Tensor) -> Tensor:
+    """The largest log-weight, which no mean exceeds.
+
+    >>> import torch
+    >>> largest(torch.tensor([1.0, 2.0]))
+    tensor(2.)
+    """
+    return log_w.amax(0)
+
+
+def smallest(log_w: Tensor) -> Tensor:
+    """The smallest log-weight, which no mean is below.
+
+    >>> import torch
+    >>> smallest(torch.tensor([1.0, 2.0]))
+    tensor(1.)
+    """
+    return log_w.amin(0)
+
+
+def default_chains(num_samples: int) -> list[Sequence[Estimator]]:
+    r"""The non-decreasing chains of bounds that are defined for ``num_samples`` samples.
+
+    * smallest ≤ ELBO ≤ CIWAE(0.7) ≤ CIWAE(0.2) ≤ IWAE ≤ largest, by :math:`\text{ELBO}\le\text{IWAE}`;
+    * ELBO ≤ left TVO ≤ IWAE ≤ right TVO ≤ EUBO ≤ largest: Riemann sums of a non-decreasing function;
+    * Rényi, non-increasing in α: the power-mean inequality;
+    * ELBO ≤ MIWAE ≤ IWAE, by Jensen's inequality over the groups;
+    * U-statistics, non-decreasing in their size, up to IWAE.
+
+    Returns:
+        Each chain a sequence of callables from ``(K, *batch)`` to ``(*batch)``, in non-decreasing order.
+
+    >>> [len(chain) for chain in default_chains(6)]
+    [6, 6, 7, 4, 5]
+    """
+    groups = [count for count in range(2, num_samples) if num_samples % count == 0]
+    sizes = sorted({min(size, num_samples) for size in (1, 2, max(1, num_samples // 2), num_samples)})
+    return [
+        (smallest, ELBO(), CIWAE(0.7), CIWAE(0.2), IWAE(), largest),
+        (ELBO(), TVO(_INTERVALS), IWAE(), TVO(_INTERVALS, side="right"), EUBO(), largest),
+        [Renyi(order) for order in _ORDERS],
+        *[(ELBO(), MIWAE(num_samples), MIWAE(count), IWAE()) for count in groups[:1]],
+        [*map(UStatistic, sizes), IWAE()],
+    ]
 
 
 def rounding(log_w: Tensor, ulps: float = 8) -> Tensor:
@@ -114,10 +167,12 @@ def assert_same_value(*estimators: Callable[[], Tensor | Estimate], seed: int = 
     if len(estimators) < 2:
         raise ValueError(f"expected at least two estimators to compare; got {len(estimators)}.")
     results = [_seeded(estimator, seed) for estimator in estimators]
-    first = _value(results[0])
+    first = value_of(results[0]).detach()
     for position, result in enumerate(results[1:], start=1):
         allowed = ulps * _unit([results[0], result])
-        _assert_equal(first, _value(result), allowed, f"estimators 0 and {position} on the draws of seed={seed}")
+        _assert_equal(
+            first, value_of(result).detach(), allowed, f"estimators 0 and {position} on the draws of seed={seed}"
+        )
 
 
 def _own_values(bound: Estimator, log_w: Tensor) -> Tensor:
@@ -178,10 +233,6 @@ def _number(x: Tensor) -> str:
 def _seeded(estimator: Callable[[], Tensor | Estimate], seed: int) -> Tensor | Estimate:
     with forked_rng(seed):
         return estimator()
-
-
-def _value(result: Tensor | Estimate) -> Tensor:
-    return (result.value if isinstance(result, Estimate) else result).detach()
 
 
 def _unit(results: Iterable[Tensor | Estimate]) -> Tensor:

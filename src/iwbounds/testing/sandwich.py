@@ -33,9 +33,9 @@ from iwbounds.checks import Latents, map_latents
 from iwbounds.engine import Estimate
 from iwbounds.logspace import log_mean_exp
 from iwbounds.proposals import LogJoint, Proposal
+from iwbounds.seeding import forked_rng
 from iwbounds.testing.betting import EProcess, guesses, stakes
-from iwbounds.testing.seeding import forked_rng
-from iwbounds.testing.weights import densities, with_density
+from iwbounds.testing.densities import densities, value_of, with_density
 
 __all__ = ["assert_sandwich"]
 
@@ -150,7 +150,7 @@ class _DataSets:
 
     def _densities(self, count: int) -> tuple[Tensor, Tensor]:
         """log p and log q of the posterior sample and, after it, of ``count`` proposal draws: ``(1 + count, n)``."""
-        proposal = with_density(self.proposal, self.log_joint)
+        proposal = with_density(self.proposal)
         known = map_latents(lambda z: z.unsqueeze(0), self.posterior_sample)
         pairs = [densities(self.log_joint, proposal, z) for z in (known, proposal.sample((count,)))]
         log_p, log_q = (torch.cat(rows).reshape(1 + count, -1).double() for rows in zip(*pairs, strict=True))
@@ -159,11 +159,11 @@ class _DataSets:
 
     def _own_lower(self, count: int) -> Tensor:
         assert self.lower is not None
-        return _value(self.lower(self.log_joint, self.proposal, count))
+        return value_of(self.lower(self.log_joint, self.proposal, count))
 
     def _own_upper(self, count: int) -> Tensor:
         assert self.upper is not None
-        return _value(self.upper(self.log_joint, self.proposal, self.posterior_sample, count))
+        return value_of(self.upper(self.log_joint, self.proposal, self.posterior_sample, count))
 
 
 def _guess(log_p: Tensor, log_q: Tensor, count: int) -> Bets:
@@ -192,7 +192,3 @@ def _check_support(log_p: Tensor, log_q: Tensor) -> None:
             "a posterior sample has zero density under the proposal: its support is too small, and the evidence is "
             "underestimated however many samples are drawn. Use a proposal whose support is the prior's."
         )
-
-
-def _value(result: Tensor | Estimate) -> Tensor:
-    return result.value if isinstance(result, Estimate) else result

@@ -2,38 +2,36 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.distributions import Distribution
+from torch.distributions import Distribution, Independent, Normal
 
 from iwbounds.bounds import IWAE, Bound
 from iwbounds.checks import Latents
 from iwbounds.engine import Estimate, estimate
 from iwbounds.gradients import Gradient
 from iwbounds.proposals import LogJoint
+from iwbounds.seeding import forked_rng
 from iwbounds.testing.betting import EProcess, symmetric_bets
-from iwbounds.testing.expectations import Expectation, enumerated, hermite
-from iwbounds.testing.problems import GradientProblem, categorical_problem, gaussian_problem
-from iwbounds.testing.seeding import forked_rng
+from iwbounds.testing.densities import name_of, value_of
+from iwbounds.testing.models import GradientProblem, categorical_problem, gaussian_problem
 
 __all__ = ["GradientEstimator", "assert_grad_unbiased"]
 
 GradientEstimator: TypeAlias = Callable[[LogJoint, Distribution, Bound, Latents], Tensor | Estimate]
 """``(log_joint, proposal, bound, samples)`` to ``(*batch)`` values whose backward is the estimator."""
-Method: TypeAlias = Callable[[Distribution, int], Expectation]
 
 _CHANNELS = ("model", "proposal")
-_METHODS: dict[str, Sequence[Method]] = {
-    "enumerate": (enumerated,),
-    "hermite": (hermite, partial(hermite, share_of_nodes=0.75)),
-}
 _BURN_IN, _ROUNDS, _AVERAGED = 8, 300, 64
+_MOST_TERMS, _MOST_NODES = 65536, 64
 
 
 def assert_grad_unbiased(
@@ -70,7 +68,7 @@ def assert_grad_unbiased(
         seed: of the sequential method's draws.
 
     Raises:
-        AssertionError: biased; the message names the channel, and both gradients.
+        AssertionError: biased, and the message names the channel and both gradients; or NaN or infinite, in any draw.
         ValueError: the method does not suit the proposal, or the estimator the bound.
 
     Assumption of the sequential method: differences, summed over the batch (and over repeated draws until 64 data are
@@ -84,8 +82,9 @@ def assert_grad_unbiased(
     AssertionError: STL() is biased for the proposal's parameters of IWAE() with 2 samples: expected ...
     """
     problem = _default_problem(method) if problem is None else problem
-    sides = _Sides(_callable(estimator), bound, problem, num_samples, [c in channels for c in _CHANNELS])
-    name = f"{_name(estimator)} is biased for the {{}}'s parameters of {bound!r} with {num_samples} samples: "
+    wanted = [channel in channels for channel in _CHANNELS]
+    sides = _Sides(_callable(estimator), bound, problem, num_samples, wanted, name_of(estimator))
+    name = f"{name_of(estimator)} is biased for the {{}}'s parameters of {bound!r} with {num_samples} samples: "
     if method == "sequential":
         with forked_rng(seed):
             _assert_indistinguishable(sides, alpha, name, f"Reproduce: seed={seed}, alpha={alpha!r}.")
@@ -102,26 +101,41 @@ class _Sides:
     problem: GradientProblem
     num_samples: int
     wanted: Sequence[bool]
+    name: str
 
     def expected(self, method: Method) -> tuple[list[Tensor], list[Tensor]]:
         """The claimed gradient's expectation, and the gradient of the bound's expectation."""
         log_joint, proposal = self.problem.build()
         samples, probabilities = method(proposal, self.num_samples)
-        claimed = probabilities.detach() * _value(self.estimator(log_joint, proposal, self.bound, samples))
+        claimed = probabilities.detach() * value_of(self.estimator(log_joint, proposal, self.bound, samples))
         true = probabilities * self.bound(log_joint(samples) - proposal.log_prob(samples))
-        return self._gradients(claimed), self._gradients(true)
+        return self._both(claimed, true)
 
     def drawn(self) -> tuple[list[Tensor], list[Tensor]]:
         """The claimed gradient and an unbiased one, on the same fresh draws, summed over the batch."""
         log_joint, proposal = self.problem.build()
         sample = proposal.rsample if proposal.has_rsample else proposal.sample
         samples = sample(torch.Size((self.num_samples,)))
-        claimed = _value(self.estimator(log_joint, proposal, self.bound, samples))
+        claimed = value_of(self.estimator(log_joint, proposal, self.bound, samples))
         if proposal.has_rsample:
             true = self.bound(log_joint(samples) - proposal.log_prob(samples))
         else:
             true = self._scored(log_joint, proposal, samples)
-        return self._gradients(claimed), self._gradients(true)
+        return self._both(claimed, true)
+
+    def _both(self, claimed: Tensor, true: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """The gradients of both values, known to be finite: no comparison sees a NaN, and no bet is lost by one."""
+        sides = self._gradients(claimed), self._gradients(true)
+        names = f"the estimator {self.name}", f"the plain autograd gradient of {self.bound!r}"
+        for gradients, whose in zip(sides, names, strict=True):
+            for channel, gradient in zip(_CHANNELS, gradients, strict=True):
+                bad = gradient[~gradient.isfinite()]
+                if bad.numel():
+                    raise AssertionError(
+                        f"expected finite gradients; {whose} gave {bad[0].item()} for {bad.numel()} of "
+                        f"{gradient.numel()} entries of the {channel}'s parameters, with {self.num_samples} samples."
+                    )
+        return sides
 
     def _scored(self, log_joint: LogJoint, proposal: Distribution, samples: Latents) -> Tensor:
         """A value whose gradient is the bound's by the score function: plain autograd, none of the engine."""
@@ -197,13 +211,71 @@ def _callable(estimator: Gradient | GradientEstimator) -> GradientEstimator:
     return lambda log_joint, proposal, bound, samples: estimate(log_joint, proposal, bound, estimator, samples=samples)
 
 
-def _name(estimator: object) -> str:
-    return repr(estimator) if isinstance(estimator, Gradient) else getattr(estimator, "__name__", repr(estimator))
-
-
-def _value(result: Tensor | Estimate) -> Tensor:
-    return result.value if isinstance(result, Estimate) else result
-
-
 def _numbers(x: Tensor) -> str:
     return "[" + ", ".join(f"{v:.6g}" for v in x.tolist()[:6]) + (", …]" if x.numel() > 6 else "]")
+
+
+class Expectation(NamedTuple):
+    """Latents and probabilities of the terms of an expectation over K draws."""
+
+    samples: Tensor
+    """``(K, n, *batch, *event)``."""
+    probabilities: Tensor
+    """``(n, *batch)``, summing to one over n."""
+
+
+def enumerated(proposal: Distribution, num_samples: int) -> Expectation:
+    """All :math:`C^K` tuples of a finite proposal's values.
+
+    Raises:
+        ValueError: the proposal cannot be enumerated, or there are more than 65536 tuples.
+    """
+    if not proposal.has_enumerate_support:
+        raise ValueError(
+            f"method='enumerate' needs a proposal with finitely many values; got {type(proposal).__name__}. Use "
+            "method='hermite' for a scalar Normal, method='sequential' for anything else."
+        )
+    support = proposal.enumerate_support(expand=True)
+    tuples = list(itertools.product(range(len(support)), repeat=_checked(num_samples, len(support))))
+    samples = support[torch.tensor(tuples).T]
+    return Expectation(samples, proposal.log_prob(samples).sum(0).exp())
+
+
+def hermite(proposal: Distribution, num_samples: int, share_of_nodes: float = 1.0) -> Expectation:
+    r"""Gauss–Hermite quadrature over the standard noise of a scalar Normal latent, ``z = loc + scale * noise``.
+
+    With 64 nodes for K = 2, 40 for K = 3, 16 for K = 4, or a share of them; spectrally accurate for smooth integrands.
+
+    Raises:
+        ValueError: not a Normal with one latent number per datum.
+    """
+    base = proposal.base_dist if isinstance(proposal, Independent) else proposal
+    if not isinstance(base, Normal) or proposal.event_shape.numel() != 1:
+        raise ValueError(
+            f"method='hermite' needs a Normal proposal with one latent number per datum; got {type(proposal).__name__} "
+            f"with event shape {tuple(proposal.event_shape)}. Use method='sequential'."
+        )
+    count = round(share_of_nodes * min(_MOST_NODES, int(_MOST_TERMS ** (1 / num_samples) + 1e-9)))
+    nodes, weights = (torch.as_tensor(a, dtype=base.loc.dtype) for a in np.polynomial.hermite_e.hermegauss(count))
+    noise = torch.cartesian_prod(*[nodes] * num_samples).reshape(-1, num_samples).T
+    probabilities = torch.cartesian_prod(*[weights / weights.sum()] * num_samples).reshape(-1, num_samples).prod(1)
+    shape = (num_samples, -1, *[1] * base.loc.ndim)
+    samples = base.loc + base.scale * noise.reshape(shape).to(base.loc.device)
+    return Expectation(samples, probabilities.reshape(-1, *[1] * len(proposal.batch_shape)).to(base.loc.device))
+
+
+def _checked(num_samples: int, size: int) -> int:
+    if size**num_samples > _MOST_TERMS:
+        raise ValueError(
+            f"expected at most {_MOST_TERMS} tuples to enumerate; got {size} values ** {num_samples} samples = "
+            f"{size**num_samples}. Lower num_samples or the number of values."
+        )
+    return num_samples
+
+
+Method: TypeAlias = Callable[[Distribution, int], Expectation]
+
+_METHODS: dict[str, Sequence[Method]] = {
+    "enumerate": (enumerated,),
+    "hermite": (hermite, partial(hermite, share_of_nodes=0.75)),
+}

@@ -1,0 +1,164 @@
+"""The Evidence Atlas: real posteriors with their evidence from both sides.
+
+python benchmarks/atlas/run.py                      # everything: a table and docs/figures/atlas.png
+python benchmarks/atlas/run.py --only radiata sonar
+
+Half of the posterior draws choose and fit the proposal; the other half, and new draws of the proposal, make the
+sandwich. Without the data folder (IWBOUNDS_DATA), scikit-learn's regressions alone are run, and it says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from draws import CHAINS, candidates, hamiltonian, mode_and_factor
+from targets import Target, all_targets, data_folder
+from torch import Tensor
+
+import iwbounds as iw
+
+EXACT_DRAWS = 40_000
+PILOT = 5_000
+GAP = 20  # states between the half that is fitted on and the half that is held out
+
+
+@dataclass(frozen=True)
+class Entry:
+    target: Target
+    result: Any
+    proposal: str
+    pareto_k: float
+    seconds: float
+
+
+def halves(target: Target) -> tuple[Tensor, Tensor, int | None]:
+    """Draws to fit on, draws held out, and the number of chains of the latter (None: independent)."""
+    if target.exact is not None:
+        fit_on, held_out = target.exact(EXACT_DRAWS).chunk(2)
+        return fit_on, held_out, None
+    if target.reference is not None:
+        chains = target.reference.reshape(10, 200, -1)
+        return chains[:, :98].flatten(0, 1), chains[:, 102:].flatten(0, 1), 10
+    states = hamiltonian(target.log_density, *mode_and_factor(target))
+    third = states.shape[1] // 3
+    return states[:, :third].flatten(0, 1), states[:, third + GAP :].flatten(0, 1), CHAINS
+
+
+def chosen(target: Target, fit_on: Tensor) -> tuple[str, iw.Proposal]:
+    """The candidate with the largest effective sample size of a pilot run, which is thrown away."""
+
+    def ess(pair: tuple[str, iw.Proposal]) -> float:
+        z = pair[1].sample((PILOT,))
+        return iw.effective_sample_size(target.log_density(z) - pair[1].log_prob(z)).item()
+
+    return max(candidates(fit_on), key=ess)
+
+
+def measure(target: Target, num_samples: int, seed: int) -> Entry:
+    torch.manual_seed(seed)
+    start = time.perf_counter()
+    fit_on, held_out, chains = halves(target)
+    with torch.no_grad():
+        name, proposal = chosen(target, fit_on)
+        result = iw.sandwich(
+            target.log_density,
+            proposal,
+            held_out,
+            num_samples,
+            exact=target.exact is not None,
+            chains=chains,
+            chunk_size=5_000,
+        )
+        z = proposal.sample((20_000,))
+        shape = iw.pareto_k(torch.cat([target.log_density(c) - proposal.log_prob(c) for c in z.split(5_000)])).item()
+    return Entry(target, result, name, shape, time.perf_counter() - start)
+
+
+HEADER = ("posterior", "d", "truth", "lower, certified", "lower", "bridge", "upper", "upper, certified", "k̂", "s")
+
+
+def row(entry: Entry) -> list[str]:
+    target, r = entry.target, entry.result
+    bridge = f"{r.bridge.value:.4f} ± {r.bridge.standard_error:.4f}"
+    truth = f"{target.truth:.4f} ({target.source})" if target.truth is not None else target.source
+    upper = f"{r.upper.certificate:.3f}" if r.upper.certificate is not None else "chain draws"
+    cells = [target.name, str(len(target.start)), truth, f"{r.lower.certificate:.3f}", f"{r.lower.value:.4f}", bridge]
+    return [
+        *cells,
+        f"{r.upper.value:.4f} ± {r.upper.standard_error:.4f}",
+        upper,
+        f"{entry.pareto_k:.2f}",
+        f"{entry.seconds:.0f}",
+    ]
+
+
+def markdown(entries: list[Entry]) -> str:
+    lines = ["| " + " | ".join(HEADER) + " |", "|" + "---|" * len(HEADER)]
+    return "\n".join([*lines, *("| " + " | ".join(row(entry)) + " |" for entry in entries)])
+
+
+def draw_figure(entries: list[Entry], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    from iwbounds.plots.style import BLACK, BLUE, VERMILION, plain
+
+    figure, axis = pyplot.subplots(figsize=(9, 0.8 + 0.33 * len(entries)), layout="constrained")
+    for i, entry in enumerate(entries):
+        r, truth = entry.result, entry.target.truth
+        centre = r.bridge.value.item() if truth is None else truth
+        ends = [(side.value.item() - centre, 2 * side.standard_error.item()) for side in (r.lower, r.bridge, r.upper)]
+        for (value, error), colour, marker in zip(ends, (BLUE, BLACK, VERMILION), ("o", "D", "o"), strict=True):
+            axis.errorbar(value, i, xerr=error, fmt=marker, color=colour, markersize=4, capsize=2)
+        axis.plot(r.lower.certificate.item() - centre, i, ">", color=BLUE, markerfacecolor="none")
+        if r.upper.certificate is not None:
+            axis.plot(r.upper.certificate.item() - centre, i, "<", color=VERMILION, markerfacecolor="none")
+    for label, colour, marker in (
+        ("lower ± 2 standard errors", BLUE, "o"),
+        ("lower, certified at 99 %", BLUE, ">"),
+        ("bridge (no bound)", BLACK, "D"),
+        ("upper", VERMILION, "o"),
+        ("upper, certified at 99 %", VERMILION, "<"),
+    ):
+        filled = colour if marker in "oD" else "none"
+        axis.plot([], [], marker, color=colour, markerfacecolor=filled, label=label)
+    names = [e.target.name + ("" if e.target.truth is not None else " *") for e in entries]
+    axis.set_yticks(range(len(entries)), names)
+    axis.invert_yaxis()
+    axis.axvline(0.0, color=BLACK, linewidth=0.8)
+    axis.set_xscale("symlog", linthresh=0.01)
+    plain(axis, "Evidence from both sides", "nats from the truth (*: from the bridge estimate)", "")
+    axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    print(f"\nFigure: {path}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="*", help="posteriors whose names begin so")
+    parser.add_argument("--samples", type=int, default=100_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parents[2] / "docs" / "figures" / "atlas.png")
+    options = parser.parse_args()
+    if data_folder() is None:
+        print("Data folder not found (set IWBOUNDS_DATA): scikit-learn's regressions only.")
+    entries = []
+    for target in all_targets():
+        if options.only and not target.name.startswith(tuple(options.only)):
+            continue
+        entries.append(measure(target, options.samples, options.seed))
+        print("  ".join(row(entries[-1])), flush=True)
+    print("\n" + markdown(entries))
+    draw_figure(entries, options.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""Logs of power means of the weights, mixed with the mean of their logs: what ELBO, IWAE, Rényi, CUBO and CIWAE share.
+
+One implementation serves all: values, derivatives, leave-one-out, and one fused kernel on a GPU.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+
+import torch
+from torch import Tensor
+
+from iwbounds.bounds.base import Bound, Derivatives
+from iwbounds.logspace import (
+    leave_one_out_log_mean_exp,
+    log_mean_exp,
+    log_mean_exp_with_weights,
+    log_power_mean,
+    power_mean_replacing_each,
+    power_weights,
+    sample_mean,
+    served_by_kernel,
+)
+from iwbounds.logspace.power import power_path_weights
+
+__all__ = ["PowerMean"]
+
+_LARGEST_KERNEL_POWER = 1e4
+"""The kernel's c − h = v (1 − p + p v) loses p times the rounding of float32."""
+
+
+class PowerMean(Bound):
+    r"""A part s of the ELBO, and the rest the log of a power mean of the weights.
+
+    .. math:: L = s\,\frac1K\sum_k \log w_k + (1-s)\,\frac1p\log\frac1K\sum_k w_k^p
+
+    .. math:: c_k = \frac sK + (1-s)\,v_k, \qquad c_k-h_k = \frac sK + (1-s)\,v_k\bigl(v_k+(1-p)(1-v_k)\bigr), \qquad
+              v = \operatorname{softmax}(p \log w)
+
+    At p = 0 it is the mean of the log-weights, the ELBO. At ±infinity it is the largest or smallest log-weight, whose
+    gradient jumps: ``smooth`` is False.
+    """
+
+    @property
+    @abstractmethod
+    def power(self) -> float:
+        """p."""
+
+    @property
+    def elbo_part(self) -> float:
+        """s in [0, 1), and 0 unless p = 1."""
+        return 0.0
+
+    @property
+    def smooth(self) -> bool:  # type: ignore[override]
+        """False at infinite power."""
+        return math.isfinite(self.power)
+
+    @property
+    def bounded_ratio(self) -> bool:  # type: ignore[override]
+        """True at finite power: (c − h)/c is between 1 and 1 − p."""
+        return self.smooth
+
+    @property
+    def power_mean(self) -> tuple[float, float] | None:  # type: ignore[override]
+        """(p, s), the ELBO being (1, 1); None at infinite power."""
+        if self.power == 0:
+            return 1.0, 1.0
+        return (self.power, self.elbo_part) if self.smooth else None
+
+    @property
+    def _is_iwae(self) -> bool:
+        return self.power_mean == (1.0, 0.0)
+
+    def __call__(self, log_w: Tensor) -> Tensor:
+        log_w = self.checked(log_w)
+        if self._is_iwae:
+            return log_mean_exp(log_w)
+        if not self.elbo_part:
+            return log_power_mean(log_w, self.power)
+        dead = log_w.detach().isneginf().any(0)
+        # A dead datum is filled before the reductions, so that neither of them gives it a gradient.
+        log_w = log_w.masked_fill(dead, 0.0)
+        elbo, iwae = sample_mean(log_w), log_mean_exp(log_w)
+        # In this form rounding cannot take it above IWAE or below the ELBO.
+        return (elbo + (1 - self.elbo_part) * (iwae - elbo)).masked_fill(dead, -torch.inf)
+
+    def differentiate(self, log_w: Tensor, path: bool = False) -> Derivatives:
+        log_w = self.checked(log_w).detach()
+        if not self.smooth:
+            value, c, _ = super().differentiate(log_w)
+            return Derivatives(value, c, c if path else None)  # between the jumps h is 0
+        if abs(self.power) <= _LARGEST_KERNEL_POWER and served_by_kernel(log_w):
+            return self._by_kernel(log_w, path)
+        value, v = self._value_and_weights(log_w)
+        if self._is_iwae:
+            return Derivatives(value, v, v * v if path else None)
+        part_of_path = power_path_weights(v, self.power) if path else None
+        if self.elbo_part:
+            return self._mixed(log_w, v, part_of_path)
+        return Derivatives(value, v, part_of_path)
+
+    def _by_kernel(self, log_w: Tensor, path: bool) -> Derivatives:
+        from iwbounds.kernels import fused_bound
+
+        found = fused_bound(log_w, self.power, self.elbo_part, path=path)
+        return Derivatives(found.value, found.model, found.path)
+
+    def _value_and_weights(self, log_w: Tensor) -> tuple[Tensor, Tensor]:
+        if self._is_iwae or self.elbo_part:
+            return log_mean_exp_with_weights(log_w)
+        return log_power_mean(log_w, self.power), power_weights(log_w, self.power)
+
+    def _mixed(self, log_w: Tensor, v: Tensor, part_of_path: Tensor | None) -> Derivatives:
+        """With the ELBO's part added, and 0 where it needs a weight that is dead."""
+        dead = log_w.isneginf().any(0)
+        c, path = (
+            None if x is None else (self.elbo_part / len(v) + (1 - self.elbo_part) * x).masked_fill(dead, 0.0)
+            for x in (v, part_of_path)
+        )
+        assert c is not None
+        return Derivatives(self(log_w), c, path)
+
+    def leave_one_out(self, log_w: Tensor, geometric: bool = False) -> Tensor:
+        # Replacing a weight by the mean of the others leaves that mean: IWAE of the other K - 1.
+        if self._is_iwae and not geometric:
+            return leave_one_out_log_mean_exp(self.checked(log_w).detach())
+        return super().leave_one_out(log_w, geometric)
+
+    def replace_each(self, log_w: Tensor, fill: Tensor) -> Tensor:
+        if not self.smooth or len(log_w) < 2:  # the closed form needs others
+            return super().replace_each(log_w, fill)
+        replaced = power_mean_replacing_each(log_w, fill, self.power)
+        if not self.elbo_part:
+            return replaced
+        elbo = power_mean_replacing_each(log_w, fill, 0.0)
+        return elbo + (1 - self.elbo_part) * (replaced - elbo).masked_fill(elbo.isneginf(), 0.0)

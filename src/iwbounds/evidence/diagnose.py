@@ -1,0 +1,345 @@
+"""One look at a model and its proposal: how tight each bound is, what the weights say, how noisy the gradients are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from iwbounds.bounds import ELBO, IWAE, Bound
+from iwbounds.bounds.jackknife import Jackknife
+from iwbounds.diagnostics import effective_sample_size, pareto_k, pareto_k_threshold
+from iwbounds.engine import estimate
+from iwbounds.gradients import VIMCO, DReG, Gradient, Reparameterized, ScoreFunction
+from iwbounds.proposals import LogJoint, Proposal, as_proposal
+
+__all__ = ["Diagnosis", "Row", "diagnose", "gradient_snr"]
+
+Model: TypeAlias = Callable[[Any], tuple[LogJoint, Distribution | Proposal]]
+
+_LARGEST_FOR_GRADIENTS = 100
+_ELEMENTS = 200_000  # log-weights evaluated at once
+
+
+class Row(NamedTuple):
+    """What K samples give, averaged over the data (medians for ESS and k̂), in nats.
+
+    >>> Row(5, -1.2, 0.01, -1.1, 3.0, float("nan"), 0.08).iwae
+    -1.2
+    """
+
+    num_samples: int
+    iwae: float
+    error: float
+    """Standard error over the draws, NaN where there is one group of K only."""
+    jackknife: float
+    """First order; no bound. NaN for one sample."""
+    ess: float
+    pareto_k: float
+    predicted_gap: float
+    """Var(w)/(2 K p²): how far below log p(x) IWAE is expected to be, to first order."""
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """The result of :func:`iwbounds.diagnose`: a table, and ``reading``, what to make of it."""
+
+    elbo: float
+    rows: tuple[Row, ...]
+    snr: dict[str, dict[int, float]]
+    """By estimator, then by K: the signal-to-noise ratio of the proposal's gradient."""
+    num_data: int
+    num_nonfinite: int
+    """Data with NaN or +inf among their log-weights."""
+
+    @property
+    def reading(self) -> tuple[str, ...]:
+        """In plain words: what to raise, and what to distrust."""
+        return tuple(_reading(self))
+
+    def __str__(self) -> str:
+        head = f"{'K':>7}{'IWAE':>13}{'± draws':>10}{'jackknife':>13}{'ESS':>9}{'k-hat':>7}{'Var/2K':>9}"
+        lines = [
+            f"{r.num_samples:>7}{r.iwae:>13.4f}{_cell(r.error, 10, 4)}{_cell(r.jackknife, 13, 4)}{r.ess:>9.1f}"
+            f"{_cell(r.pareto_k, 7, 2)}{_cell(r.predicted_gap, 9, 4)}"
+            for r in self.rows
+        ]
+        title = f"{self.num_data} data, nats per datum; ELBO {self.elbo:.4f}; medians of ESS and k-hat"
+        return "\n".join([title, head, *lines, *self._snr_lines(), *(f"- {line}" for line in self.reading)])
+
+    def _snr_lines(self) -> list[str]:
+        if not self.snr:
+            return []
+        counts = sorted({k for row in self.snr.values() for k in row})
+        head = f"{'signal/noise of the proposal’s gradient':<40}" + "".join(f"{f'K = {k}':>10}" for k in counts)
+        lines = [
+            f"{name:<40}" + "".join(_cell(row.get(k, math.nan), 10, 2) for k in counts)
+            for name, row in self.snr.items()
+        ]
+        return [head, *lines]
+
+
+def _cell(value: float, width: int, digits: int) -> str:
+    return f"{'–' if math.isnan(value) else f'{value:.{digits}f}':>{width}}"
+
+
+def diagnose(
+    model: Model,
+    x: Any,
+    num_samples: Sequence[int] = (1, 10, 100, 1000),
+    *,
+    parameters: Iterable[Tensor] | None = None,
+    repeats: int = 30,
+) -> Diagnosis:
+    r"""What more samples would give, whether to believe the evidence, and which gradient to train with.
+
+    For each K: IWAE (averaged over groups of K of one set of max(K) samples), the first-order jackknife, effective
+    sample size, Pareto's k̂, and the gap :math:`\operatorname{Var}(w)/(2K p(x)^2)` that theory predicts. Then the
+    signal-to-noise ratio of the proposal's gradient under each estimator that fits the proposal, K ≤ 100.
+
+    Args:
+        model: data to ``(log_joint, proposal)``; called once for the weights, and once per gradient.
+        x: a small batch of data, whatever ``model`` takes.
+        num_samples: the K's.
+        parameters: of the proposal, for the gradients. None: those parameters of an ``nn.Module`` that log q depends
+            on; without any, gradients are left out.
+        repeats: gradients per estimator and K, 2 or more.
+
+    Returns:
+        A :class:`iwbounds.evidence.Diagnosis`: ``print`` it. No ``.grad`` is touched.
+
+    Raises:
+        ValueError: no K, a K below 1, or ``repeats`` below 2.
+
+    References: Rainforth et al. (2018), Tighter variational bounds are not necessarily better, arXiv:1802.04537, for
+    the ratio; Domke and Sheldon (2018), Importance weighting and variational inference, arXiv:1808.09034, theorem 3,
+    for the gap.
+
+    >>> from torch.distributions import Normal
+    >>> def model(x):
+    ...     return lambda z: Normal(0.0, 1.0).log_prob(z) + Normal(z, 1.0).log_prob(x), Normal(x / 2, 0.5**0.5)
+    >>> diagnose(model, torch.zeros(20)).reading[0]
+    'Every bound is tight: one sample gives log p(x) to 0.01 nats.'
+    """
+    counts = sorted({int(k) for k in num_samples})
+    if not counts or counts[0] < 1 or repeats < 2:
+        raise ValueError(f"expected num_samples of at least 1 and repeats >= 2; got {num_samples!r} and {repeats}.")
+    log_w = _log_weights(model(x), counts[-1])
+    finite = (~(log_w.isnan() | log_w.isposinf())).all(0)
+    snr = _snr_table(model, x, [k for k in counts if k <= _LARGEST_FOR_GRADIENTS], parameters, repeats)
+    kept = log_w[:, finite]
+    ratio = len(kept) / effective_sample_size(kept) - 1  # Var(w)/p²; inf for a datum without a weight
+    rows = tuple(_row(kept, k, ratio) for k in counts) if kept.numel() else ()
+    elbo = ELBO()(kept).mean().item() if kept.numel() else math.nan
+    return Diagnosis(elbo, rows, snr, log_w.shape[1], int((~finite).sum()))
+
+
+@torch.no_grad()
+def _log_weights(pair: tuple[LogJoint, Distribution | Proposal], count: int) -> Tensor:
+    """``(count, data)`` float64, in pieces where the draws are independent."""
+    parts: list[Tensor] = []
+    whole = not getattr(as_proposal(pair[1]), "independent", True)
+    step = count if whole else min(16, count)
+    while count:
+        step = min(step, count)
+        parts.append(estimate(*pair, num_samples=step).log_weights.reshape(step, -1).double())
+        count -= step
+        step = max(16, _ELEMENTS // max(1, parts[0].shape[1]))
+    return torch.cat(parts)
+
+
+def _row(log_w: Tensor, count: int, ratio: Tensor) -> Row:
+    groups = len(log_w) // count
+    grouped = log_w[: groups * count].reshape(groups, count, -1).transpose(0, 1)
+    iwae = IWAE()(grouped).mean(1)
+    jackknife = Jackknife(1)(grouped).mean().item() if count > 1 else math.nan
+    error = (iwae.std() / math.sqrt(groups)).item() if groups > 1 else math.nan
+    shape = pareto_k(grouped).flatten()
+    shape = shape[~shape.isnan()]
+    return Row(
+        count,
+        iwae.mean().item(),
+        error,
+        jackknife,
+        effective_sample_size(grouped).flatten().median().item(),
+        shape.median().item() if len(shape) else math.nan,
+        ratio.mean().item() / (2 * count),
+    )
+
+
+def gradient_snr(
+    build: Callable[[], tuple[LogJoint, Distribution | Proposal]],
+    parameters: Iterable[Tensor],
+    bound: Bound = IWAE(),
+    gradient: Gradient | None = None,
+    num_samples: int = 64,
+    repeats: int = 100,
+) -> float:
+    r"""Signal-to-noise ratio of a gradient estimator, over all the parameters together.
+
+    .. math:: \mathrm{SNR} = \frac{\lVert E g\rVert}{\sqrt{E\lVert g - E g\rVert^2}}
+
+    from ``repeats`` gradients of the mean bound; the noise of the mean, E‖g − Eg‖²/repeats, is taken off ‖mean‖². With
+    n data or repeats averaged it grows by √n. For the proposal's parameters the reparameterised gradient's falls as
+    K^(−1/2), DReG's rises as K^(1/2).
+
+    Args:
+        build: makes ``(log_joint, proposal)`` anew, in a fresh graph, for every gradient: ``lambda: model(x)``.
+        parameters: tensors that require grad: those of the proposal or of the model, not both, as their ratios differ.
+        bound, gradient, num_samples: as in :func:`iwbounds.estimate`.
+        repeats: 2 or more.
+
+    Returns:
+        The ratio; 0 where no signal rises above the noise, +inf for gradients without noise. No ``.grad`` is touched.
+
+    Raises:
+        ValueError: ``repeats`` below 2, no parameters, or a gradient that does not fit.
+
+    Reference: Rainforth, Kosiorek, Le, Maddison, Igl, Wood and Teh (2018), Tighter variational bounds are not
+    necessarily better, arXiv:1802.04537, eq. 6 (there per component).
+
+    >>> from torch.distributions import Normal
+    >>> loc = torch.zeros(100, requires_grad=True)
+    >>> build = lambda: (lambda z: Normal(5.0, 1.0).log_prob(z), Normal(loc, 1.0))
+    >>> gradient_snr(build, [loc], ELBO(), num_samples=1) > 10  # ∂ log w / ∂ loc is 5, whatever the draw
+    True
+    """
+    leaves = list(parameters)
+    if repeats < 2 or not leaves:
+        raise ValueError(f"expected repeats >= 2 and at least one parameter; got {repeats} and {len(leaves)}.")
+    first = _gradient(build, leaves, bound, gradient, num_samples)
+    total, squares = torch.zeros_like(first), 0.0
+    for _ in range(repeats - 1):
+        # Relative to the first: a variance far below the square of the mean keeps its digits.
+        difference = _gradient(build, leaves, bound, gradient, num_samples) - first
+        total += difference
+        squares += difference.square().sum().item()
+    mean = total / repeats
+    variance = (squares - repeats * mean.square().sum().item()) / (repeats - 1)
+    signal = (first + mean).square().sum().item() - variance / repeats
+    if variance <= 0:
+        return math.inf if signal > 0 else 0.0
+    return math.sqrt(max(0.0, signal) / variance)
+
+
+def _gradient(
+    build: Callable[[], tuple[LogJoint, Distribution | Proposal]],
+    leaves: list[Tensor],
+    bound: Bound,
+    gradient: Gradient | None,
+    num_samples: int,
+) -> Tensor:
+    with torch.enable_grad():
+        value = estimate(*build(), bound, gradient, num_samples=num_samples).value.mean()
+        grads = torch.autograd.grad(value, leaves, allow_unused=True)
+    flat = [torch.zeros_like(p) if g is None else g for p, g in zip(leaves, grads, strict=True)]
+    return torch.cat([g.detach().flatten().double() for g in flat])
+
+
+def _snr_table(
+    model: Model, x: Any, counts: list[int], parameters: Iterable[Tensor] | None, repeats: int
+) -> dict[str, dict[int, float]]:
+    pair = model(x)
+    leaves = _proposal_parameters(model, pair[1]) if parameters is None else list(parameters)
+    table: dict[str, dict[int, float]] = {}
+    for gradient in _candidates(pair[1]) if leaves else ():
+        for k in counts:
+            if k == 1 and isinstance(gradient, VIMCO):
+                continue  # it compares with the other samples
+            snr = gradient_snr(lambda: model(x), leaves, IWAE(), gradient, k, repeats)
+            table.setdefault(repr(gradient), {})[k] = snr
+    return table
+
+
+def _candidates(proposal: Distribution | Proposal) -> list[Gradient]:
+    """The unbiased estimators that fit the proposal."""
+    plain = as_proposal(proposal)
+    if type(plain) is not Proposal:
+        return []  # a hierarchy has more than one sampler, and inner rules of its own
+    fixed, independent = getattr(plain, "fixed_support", True), getattr(plain, "independent", True)
+    found: list[Gradient] = [Reparameterized()] if plain.reparameterized is True else []
+    if fixed and independent:
+        found += [DReG()] if found else [ScoreFunction()]
+        found.append(VIMCO())
+    return found
+
+
+def _proposal_parameters(model: object, proposal: Distribution | Proposal) -> list[Tensor]:
+    """The module's parameters that the draws or log q depend on."""
+    candidates = [p for p in model.parameters() if p.requires_grad] if isinstance(model, nn.Module) else []
+    plain = as_proposal(proposal)
+    if not candidates or type(plain) is not Proposal:
+        return []
+    with torch.enable_grad():
+        log_q = sum(part.sum() for part in plain.log_prob_parts(plain.sample((1,))))
+        if not isinstance(log_q, Tensor) or not log_q.requires_grad:
+            return []
+        grads = torch.autograd.grad(log_q, candidates, allow_unused=True)
+    return [p for p, g in zip(candidates, grads, strict=True) if g is not None]
+
+
+def _reading(found: Diagnosis) -> list[str]:
+    if found.num_nonfinite:
+        return [
+            f"{found.num_nonfinite} data have NaN or +inf log-weights, a mistake of the model: find it with "
+            "iwbounds.testing.check_contract. The table leaves them out.",
+            *(_reading_of_weights(found) if found.rows else []),
+        ]
+    return [*_reading_of_weights(found), *_reading_of_gradients(found.snr)]
+
+
+def _reading_of_weights(found: Diagnosis) -> list[str]:
+    last = found.rows[-1]
+    threshold = pareto_k_threshold(last.num_samples)
+    if last.num_samples > 1 and (last.ess < 2 or last.pareto_k > threshold):
+        return [
+            f"Distrust the evidence: at K = {last.num_samples} the median ESS is {last.ess:.1f} and k-hat "
+            f"{last.pareto_k:.2f} (threshold {threshold:.2f}). The proposal misses part of the posterior or its tails "
+            "are too light: improve it (a wider or more flexible family, a smaller learning rate) before raising K.",
+            "Var/2K is then an underestimate, and every bound may be far below log p(x).",
+        ]
+    gap = last.predicted_gap
+    if not math.isfinite(gap):
+        return ["Some data have no weight above zero: their bound is −inf. The proposal misses their posterior."]
+    if gap * last.num_samples < 0.01:
+        return ["Every bound is tight: one sample gives log p(x) to 0.01 nats."]
+    lines = [
+        f"At K = {last.num_samples}, IWAE is about {gap:.4f} nats below log p(x), and the ELBO about "
+        f"{last.iwae + gap - found.elbo:.4f}."
+    ]
+    if gap > 0.01:
+        lines.append(
+            f"For 0.01 nats raise K to about {_rounded(gap * last.num_samples / 0.01)}, or improve the proposal."
+        )
+    off = abs(last.jackknife - last.iwae - gap) if last.num_samples > 1 else 0.0
+    if gap > 0.5 or off > 0.1:
+        lines.append("The gap is too large for its first-order formula, and for the jackknife, to be exact: a guess.")
+    return lines
+
+
+def _rounded(count: float) -> int:
+    """Two digits: more would pretend to a precision that a variance of weights does not have."""
+    power = 10 ** max(0, int(math.log10(count)) - 1)
+    return int(math.ceil(count / power) * power)
+
+
+def _reading_of_gradients(snr: dict[str, dict[int, float]]) -> list[str]:
+    if not snr:
+        return []
+    counts = sorted({k for row in snr.values() for k in row})
+    at = {name: row[counts[-1]] for name, row in snr.items() if counts[-1] in row}
+    if not at:
+        return []
+    best = max(at, key=lambda name: at[name])
+    lines = [f"At K = {counts[-1]}, {best} has the clearest gradient for the proposal (ratio {at[best]:.2f})."]
+    plain = snr.get(repr(Reparameterized()))
+    if plain and len(plain) > 1 and plain[counts[-1]] < 0.7 * plain[counts[0]]:
+        lines.append("The reparameterised gradient loses its signal as K grows: train the proposal with DReG().")
+    if at[best] < 0.1:
+        lines.append("It is noise to nine parts in ten: larger batches, or the ELBO, until the proposal is closer.")
+    return lines
