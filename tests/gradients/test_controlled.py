@@ -7,7 +7,7 @@ import torch
 from torch.distributions import Normal
 
 import iwbounds as iw
-from iwbounds.gradients.controlled import _described
+from iwbounds.gradients.controlled import Controlled, _described
 from tests.oracles import expectation
 from tests.registry import BOUNDS, JUMPING, Own
 
@@ -25,7 +25,7 @@ def fits(name, count):
 
 
 def assert_unbiased(model, bound, strengths):
-    found = model.estimated(bound, iw.Controlled(strengths=strengths))
+    found = model.estimated(bound, Controlled(strengths=strengths))
     for label, a, b in zip(model.names(), found, model.truth(bound), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-8, msg=lambda text, label=label: f"{label}: {text}")
 
@@ -55,7 +55,7 @@ def test_zero_and_one_are_reparameterized_and_dreg(name):
     count = next(k for k in (2, 3, 4, 6) if k >= bound.min_samples and fits(name, k))
     log_w = 3 * torch.randn(count, 5, dtype=DOUBLE)
     for strengths, other in (((0.0, 0.0), iw.Reparameterized()), ((1.0, 0.0), iw.DReG())):
-        mine = iw.Controlled(strengths=strengths).coefficients(bound, log_w)
+        mine = Controlled(strengths=strengths).coefficients(bound, log_w)
         its = other.coefficients(bound, log_w)
         torch.testing.assert_close(mine.path, its.path, rtol=1e-12, atol=1e-15)
         torch.testing.assert_close(mine.score, torch.zeros_like(log_w) if its.score is None else its.score)
@@ -91,7 +91,7 @@ def gaussian_gradient(gradient, mean, scale, noise, learn=None):
 def test_strengths_that_read_their_own_samples_are_biased_and_ours_do_not(learn):
     """One datum a step, K = 2, all pairs of 16 nodes: the expectation over each step's samples is exact."""
     noise, probability = noise_and_probability(16)
-    seen = iw.Controlled(decay=0.5)
+    seen = Controlled(decay=0.5)
     seen.observe(iw.IWAE(), torch.zeros(2, 100), torch.randn(2, 100), torch.randn(2, 100))
     seen.update(torch.zeros(100))
     found = torch.zeros(2, dtype=DOUBLE)
@@ -124,7 +124,7 @@ def total_variance(gradient, dimensions, mean, scale, count=8, data=8_000):
 )
 def test_learned_strengths_are_never_worse_in_few_dimensions(dimensions, mean, scale, count):
     """1.05 times the better of Reparameterized and DReG at most, whose strengths are in the family."""
-    gradient = iw.Controlled()
+    gradient = Controlled()
     for _ in range(40):
         gaussian_gradient(gradient, mean, scale, torch.randn(count, 100, dimensions, dtype=DOUBLE), "after")
     case = (dimensions, mean, scale, count)
@@ -141,7 +141,7 @@ def test_learned_strengths_come_near_the_least_variance(dimensions, mean, scale,
     assert total_variance(iw.Reparameterized(), dimensions, mean, scale) == pytest.approx(plain, rel=0.1)
     assert total_variance(iw.DReG(), dimensions, mean, scale) == pytest.approx(doubly, rel=0.1)
     for basis, best in ((1, one), (2, two)):
-        gradient = iw.Controlled(basis=basis)
+        gradient = Controlled(basis=basis)
         for _ in range(40):
             gaussian_gradient(gradient, mean, scale, torch.randn(8, 100, dimensions, dtype=DOUBLE), "after")
         variance = total_variance(gradient, dimensions, mean, scale)
@@ -158,7 +158,7 @@ def batch(count=8, data=100, scale=0.7):
 
 
 def test_starts_as_dreg_until_a_hundred_data_are_seen():
-    gradient = iw.Controlled()
+    gradient = Controlled()
     assert gradient.explain() == "nothing seen yet: DReG"
     for data in (60, 39):
         gradient.observe(iw.IWAE(), *batch(data=data))
@@ -171,7 +171,7 @@ def test_starts_as_dreg_until_a_hundred_data_are_seen():
 
 
 def test_what_is_observed_counts_from_the_next_update_on():
-    gradient = iw.Controlled()
+    gradient = Controlled()
     log_w, p, q = batch()
     gradient.observe(iw.IWAE(), log_w, p, q)
     assert gradient.strengths_for(iw.IWAE(), 8).tolist() == [1.0, 0.0]
@@ -184,7 +184,7 @@ def test_what_is_observed_counts_from_the_next_update_on():
 
 def test_parts_of_a_batch_count_as_the_batch():
     """Several observations between two updates, as of `accumulate`: one step."""
-    whole, parts = iw.Controlled(), iw.Controlled()
+    whole, parts = Controlled(), Controlled()
     log_w, p, q = batch(data=200)
     whole.observe(iw.IWAE(), log_w, p, q)
     for rows in (slice(0, 50), slice(50, 200)):
@@ -195,7 +195,7 @@ def test_parts_of_a_batch_count_as_the_batch():
 
 
 def test_terms_of_chunks_and_ranks_add_up():
-    gradient = iw.Controlled(basis=3)
+    gradient = Controlled(basis=3)
     log_w, p, q = batch()
     whole = gradient.location_terms(iw.IWAE(), log_w, p, q)
     parts = [gradient.location_terms(iw.IWAE(), log_w, p[r], q[r], r) for r in (slice(0, 3), slice(3, 8))]
@@ -210,7 +210,7 @@ def test_the_terms_are_the_location_gradients_of_reparameterized_and_of_what_dre
     noise = torch.randn(4, 6, 3, dtype=DOUBLE)
     z = (loc + 0.7 * noise).detach()
     log_w = (Normal(0.0, 1.0).log_prob(z) - Normal(0.3, 0.7).log_prob(z)).sum(-1)
-    terms = iw.Controlled().location_terms(iw.IWAE(), log_w, -z, -noise / 0.7)
+    terms = Controlled().location_terms(iw.IWAE(), log_w, -z, -noise / 0.7)
     moving = loc + 0.7 * noise
     value = iw.IWAE()((Normal(0.0, 1.0).log_prob(moving) - Normal(loc, 0.7).log_prob(moving)).sum(-1))
     torch.testing.assert_close(terms[0], torch.autograd.grad(value.sum(), loc)[0])
@@ -219,7 +219,7 @@ def test_the_terms_are_the_location_gradients_of_reparameterized_and_of_what_dre
 
 
 def test_each_bound_and_number_of_samples_has_its_own_strengths():
-    gradient = iw.Controlled()
+    gradient = Controlled()
     for bound, count in ((iw.IWAE(), 8), (iw.IWAE(), 4), (iw.Renyi(0.5), 8)):
         gradient.observe(bound, *batch(count))
     gradient.update(torch.zeros(1))
@@ -230,7 +230,7 @@ def test_each_bound_and_number_of_samples_has_its_own_strengths():
 
 
 def test_state_is_saved_and_restored():
-    gradient, other = iw.Controlled(), iw.Controlled()
+    gradient, other = Controlled(), Controlled()
     for _ in range(3):
         gradient.observe(iw.IWAE(), *batch())
         gradient.update(torch.zeros(1))
@@ -242,12 +242,12 @@ def test_state_is_saved_and_restored():
         one.update(torch.zeros(1))
     assert other.strengths_for(iw.IWAE(), 8).tolist() == gradient.strengths_for(iw.IWAE(), 8).tolist()
     with pytest.raises(ValueError, match="Make the object with basis=2"):
-        iw.Controlled(basis=1).load_state_dict(gradient.state_dict())
+        Controlled(basis=1).load_state_dict(gradient.state_dict())
 
 
 def test_explain_says_what_is_gained():
     """The second moment at the learned strengths is the least of the three."""
-    gradient = iw.Controlled()
+    gradient = Controlled()
     gradient.observe(iw.IWAE(), *batch())
     gradient.update(torch.zeros(1))
     line = gradient.explain()
@@ -263,7 +263,7 @@ def test_explain_says_what_is_gained():
 def test_control_variates_that_are_multiples_of_each_other(bound, count):
     """c is constant: the second one is the first times a number, and the least variance is reached all the same."""
     log_w, p, q = batch(count, 500)
-    one, two = iw.Controlled(basis=1), iw.Controlled()
+    one, two = Controlled(basis=1), Controlled()
     for gradient in (one, two):
         gradient.observe(bound, log_w, p, q)
         gradient.update(torch.zeros(1))
@@ -272,7 +272,7 @@ def test_control_variates_that_are_multiples_of_each_other(bound, count):
 
 
 def test_data_that_are_not_finite_teach_nothing():
-    clean, dirty = iw.Controlled(), iw.Controlled()
+    clean, dirty = Controlled(), Controlled()
     log_w, p, q = batch(data=150)
     clean.observe(iw.IWAE(), log_w[:, 1:], p[:, 1:], q[:, 1:])
     p[0, 0, 0] = torch.nan
@@ -283,7 +283,7 @@ def test_data_that_are_not_finite_teach_nothing():
 
 
 def test_strengths_given_by_hand_learn_nothing():
-    gradient = iw.Controlled(strengths=(0.5, -0.8))
+    gradient = Controlled(strengths=(0.5, -0.8))
     gradient.observe(iw.IWAE(), *batch())
     gradient.update(torch.zeros(1))
     assert gradient.state_dict() == {}
@@ -299,24 +299,24 @@ def test_a_bound_is_known_by_class_and_settings():
 
 
 def test_the_gate_s_ratio_is_bounded_where_dreg_s_is():
-    assert iw.Controlled().bounded_ratio(iw.IWAE()) == iw.IWAE().bounded_ratio
-    assert not iw.Controlled().bounded_ratio(iw.EUBO())
+    assert Controlled().bounded_ratio(iw.IWAE()) == iw.IWAE().bounded_ratio
+    assert not Controlled().bounded_ratio(iw.EUBO())
 
 
 class TestRefusals:
     @pytest.mark.parametrize("name", JUMPING)
     def test_bounds_that_jump(self, name):
         with pytest.raises(ValueError, match="smooth = False"):
-            iw.Controlled().check(JUMPING[name]())
+            Controlled().check(JUMPING[name]())
 
     def test_basis(self):
         with pytest.raises(ValueError, match="expected basis to be a whole number"):
-            iw.Controlled(basis=0)
+            Controlled(basis=0)
 
     def test_decay(self):
         with pytest.raises(ValueError, match=r"decay in \[0, 1\); got 1\.0"):
-            iw.Controlled(decay=1.0)
+            Controlled(decay=1.0)
 
     def test_strengths(self):
         with pytest.raises(ValueError, match="expected 2 strengths, one for each power of c; got 1"):
-            iw.Controlled(strengths=(1.0,))
+            Controlled(strengths=(1.0,))

@@ -126,7 +126,7 @@ def expected_bound(tables: Tables, z: Tensor, num_aux: int, reverse: bool, own: 
         log_p = log_p + posterior.log_softmax(1).T[psi[:, 0]]
     q = tables.proposal(NUM_Z, num_aux, reverse)
     values = [
-        iw.IWAE()(q._hierarchy.log_weights(z.unsqueeze(0), row.reshape(-1, 1, 1).expand(-1, 1, NUM_Z))) for row in psi
+        iw.IWAE()(q._model.log_weights(z.unsqueeze(0), row.reshape(-1, 1, 1).expand(-1, 1, NUM_Z))) for row in psi
     ]
     return (log_p.exp() * torch.cat(values)).sum(0)
 

@@ -129,7 +129,7 @@ class IncompleteUStatistic(BlockAverage):
         return torch.tensor(_permuted_blocks(count, self.size, self.permutations, self.seed))
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _permuted_blocks(count: int, size: int, permutations: int, seed: int) -> list[list[int]]:
     """Drawn by NumPy, from a generator of their own: no global state is touched, and tracers see constants."""
     generator, used = np.random.default_rng(seed), count - count % size

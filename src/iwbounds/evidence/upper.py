@@ -9,13 +9,16 @@ from torch.distributions import Distribution
 from iwbounds.bounds import IWAE, Direction
 from iwbounds.checks import Latents, check_log_joint, map_latents
 from iwbounds.engine import Estimate
-from iwbounds.proposals import HierarchicalProposal, LogJoint, Proposal, as_proposal
+from iwbounds.proposals import ExtendedProposal, LogJoint, Proposal, as_proposal
 
 __all__ = ["upper_bound"]
 
 
 def upper_bound(
-    log_joint: LogJoint, proposal: Distribution | Proposal, posterior_sample: Latents, num_samples: int = 64
+    log_joint: LogJoint,
+    proposal: Distribution | Proposal | ExtendedProposal,
+    posterior_sample: Latents,
+    num_samples: int = 64,
 ) -> Estimate:
     r"""Upper bound of log p(x) from one exact posterior sample and K draws of the proposal.
 
@@ -42,7 +45,9 @@ def upper_bound(
         An :class:`iwbounds.Estimate` whose ``log_weights`` are ``(K + 1, *batch)``, the posterior sample's first.
 
     Raises:
-        TypeError, ValueError: densities of a wrong shape, dtype or device, as :func:`iwbounds.estimate`.
+        TypeError: an extended proposal that cannot complete a posterior sample.
+        ValueError: draws that depend on each other (shared auxiliary variables); densities of a wrong shape, dtype or
+            device, as :func:`iwbounds.estimate`.
 
     References: Grosse, Ghahramani and Adams (2015), Sandwiching the marginal likelihood using bidirectional Monte
     Carlo, arXiv:1511.02543, for the idea; Sobolev and Vetrov (2019), arXiv:1905.03290, theorem 1, with z in the place
@@ -56,39 +61,25 @@ def upper_bound(
     """
     if num_samples < 0:
         raise ValueError(f"expected num_samples >= 0; got {num_samples}.")
-    known = map_latents(lambda z: z.unsqueeze(0), posterior_sample)
-    log_w = [_difference(log_joint(known), _log_prob_of_posterior(proposal, known))]
+    z = map_latents(lambda part: part.unsqueeze(0), posterior_sample)
+    drawn = as_proposal(proposal)
+    if isinstance(drawn, ExtendedProposal):
+        log_w = [drawn.posterior_log_weights(log_joint, z)]
+        log_joint, drawn = drawn.extend(log_joint)
+    else:
+        log_w = [_log_weights(log_joint, drawn, z)]
+    if not drawn.independent:
+        raise ValueError(
+            f"expected draws that are independent of each other, on which the upper bound rests; those of {drawn.name} "
+            "are not (independent=False, or shared auxiliary variables). Pass a proposal that draws independently."
+        )
     if num_samples:
-        z, log_q = _draw(proposal, num_samples)
-        log_w.append(_difference(log_joint(z), log_q))
+        log_w.append(_log_weights(log_joint, drawn, drawn.sample((num_samples,))))
     log_weights = torch.cat(log_w)
     return Estimate(IWAE()(log_weights), log_weights.detach(), Direction.UPPER)
 
 
-def _difference(log_p: object, log_q: Tensor) -> Tensor:
-    return check_log_joint(log_p, log_q) - log_q
-
-
-def _log_prob_of_posterior(proposal: Distribution | Proposal, z: Latents) -> Tensor:
-    """log q, or a lower bound of it: ψ_0..ψ_K all from the reverse model."""
-    if isinstance(proposal, HierarchicalProposal):
-        return proposal.log_prob_lower(z, proposal.num_aux + 1)
-    drawn = as_proposal(proposal)
-    assert isinstance(drawn, Proposal)
-    return _log_prob(drawn, z)
-
-
-def _draw(proposal: Distribution | Proposal, num_samples: int) -> tuple[Latents, Tensor]:
-    """Draws and their log q, or an upper bound of it."""
-    if isinstance(proposal, HierarchicalProposal):
-        z, psi = proposal.rsample((num_samples,))
-        return z, proposal.log_prob_upper(z, psi)
-    drawn = as_proposal(proposal)
-    assert isinstance(drawn, Proposal)
-    z = drawn.sample((num_samples,))
-    return z, _log_prob(drawn, z)
-
-
-def _log_prob(proposal: Proposal, z: Latents) -> Tensor:
-    parts = proposal.log_prob_parts(z)
-    return sum(parts[1:], parts[0])  # type: ignore[no-any-return]
+def _log_weights(log_joint: LogJoint, proposal: Proposal, z: Latents) -> Tensor:
+    first, *others = proposal.log_prob_parts(z)
+    log_q: Tensor = sum(others, first)
+    return check_log_joint(log_joint(z), log_q) - log_q

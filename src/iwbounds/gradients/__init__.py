@@ -1,7 +1,6 @@
 """Gradient estimators: three coefficients per sample, computed from a bound's derivatives."""
 
 from iwbounds.gradients.base import Coefficients, Gradient
-from iwbounds.gradients.controlled import Controlled
 from iwbounds.gradients.reparameterized import STL, DReG, Reparameterized
 from iwbounds.gradients.score import OVIS, VIMCO, RunningMean, ScoreFunction
 from iwbounds.gradients.wake import DReGWake, Wake
@@ -11,7 +10,6 @@ __all__ = [
     "STL",
     "VIMCO",
     "Coefficients",
-    "Controlled",
     "DReG",
     "DReGWake",
     "Gradient",

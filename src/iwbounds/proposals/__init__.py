@@ -1,9 +1,8 @@
 """Proposals: how latents are drawn, what their log-density is, and what may be assumed of both."""
 
-from iwbounds.proposals.aggregated import AggregatedPosterior
 from iwbounds.proposals.base import ExtendedProposal, LogJoint, LogProb, Proposal
 from iwbounds.proposals.distributions import as_proposal
-from iwbounds.proposals.hierarchical import HierarchicalProposal
+from iwbounds.proposals.hierarchical import AggregatedPosterior, HierarchicalProposal
 from iwbounds.proposals.quasi_random import QuasiRandom
 from iwbounds.proposals.stratified import StratifiedMixture
 

@@ -124,3 +124,17 @@ class ExtendedProposal(ABC):
     @abstractmethod
     def extend(self, log_joint: LogJoint) -> tuple[LogJoint, Proposal]:
         """The log-joint of the extended latent, made of the user's (which receives z alone), and its proposal."""
+
+    def posterior_log_weights(self, log_joint: LogJoint, z: Latents) -> Tensor:  # noqa: ARG002
+        """Log-weights ``(K, *batch)`` of draws z of p(z | x), which :func:`iwbounds.upper_bound` needs.
+
+        Each z is completed to a draw of the extended latent: what else it has is drawn from its density given z under
+        the extended log-joint. Override it where that can be done.
+
+        Raises:
+            TypeError: it cannot.
+        """
+        raise TypeError(
+            f"{self.name} ({type(self).__name__}) cannot complete a draw of the posterior to one of its extended "
+            "latent, which an upper bound of log p(x) takes. Write its posterior_log_weights, or pass a Distribution."
+        )

@@ -14,18 +14,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
 from iwbounds.bounds import IWAE
-from iwbounds.checks import Latents
+from iwbounds.checks import check_log_joint
 from iwbounds.gradients import DReG, Gradient, Reparameterized
 from iwbounds.proposals.base import ExtendedProposal, LogJoint, Proposal
-from iwbounds.proposals.hierarchy import Hierarchy
-from iwbounds.proposals.inner import InnerJoint
-from iwbounds.proposals.joint import Joint
-from iwbounds.proposals.mixing import Density, Sampler, as_mixing, has_density
-from iwbounds.proposals.mixtures import Mixtures, SharedMixtures
+from iwbounds.proposals.hierarchical.importance_weighted import ImportanceWeighted
+from iwbounds.proposals.hierarchical.inner_gradient import InnerRule
+from iwbounds.proposals.hierarchical.model import Density, Sampler, TwoLevelModel, as_mixing
+from iwbounds.proposals.hierarchical.semi_implicit import Mixtures, SharedMixtures
 
 __all__ = ["HierarchicalProposal"]
 
@@ -60,8 +60,8 @@ class HierarchicalProposal(ExtendedProposal):
             :class:`iwbounds.Reparameterized`: none of its own; they follow the outer estimator. Under
             ``estimate(gradient=Reparameterized())`` both are the total derivative.
         shared: SIVI only: draw ψ_1..ψ_K once for all M samples, as its paper does, instead of K for each. Lower bounds
-            stay lower bounds. The gradient is then always the total derivative (leave ``estimate(gradient=None)``),
-            because no score term may be dropped.
+            stay lower bounds. The samples depend on each other: the gradient is the total derivative
+            (:class:`iwbounds.Reparameterized`, the default), because no score term may be dropped.
         reparameterized: whether z and ψ carry a path to their parameters: a boolean or a pair ``(z, psi)``. None: both,
             if the mixing distribution has ``rsample`` or is a bare callable; else neither, and gradients are
             score-function ones (:class:`iwbounds.VIMCO`). With discrete ψ and a conditional that has ``rsample``,
@@ -72,9 +72,11 @@ class HierarchicalProposal(ExtendedProposal):
             distribution that has no density; ``shared`` with a reverse model or without reparameterised samples; an
             inner gradient other than the two.
 
-    Edge cases: a wake update (:class:`iwbounds.Wake`) trains mixing and conditional; it is not defined for a reverse
-    model. ``estimate(proposal_bound=…)`` needs ``reverse=None``. Under ``torch.compile`` the inner rule is the outer
-    one.
+    Edge cases: a wake update (:class:`iwbounds.Wake`) trains mixing and conditional. It and
+    ``estimate(proposal_bound=…)`` need ``reverse=None`` and a reparameterised ψ: else parameters of the proposal sit in
+    the extended log-joint too. Under ``torch.compile`` the inner rule is the outer one. With ``chunk_size``, z and its
+    K + 1 auxiliary variables are drawn in blocks and drawn again in the backward, but for ``shared=True`` and for an
+    :class:`iwbounds.Proposal` as mixing distribution that does not set ``samples_per_call``.
 
     References: Ranganath, Tran and Blei (2016), Hierarchical Variational Models, arXiv:1511.02386. Yin and Zhou (2018),
     Semi-Implicit Variational Inference, arXiv:1805.11183. Molchanov, Kharitonov, Sobolev and Vetrov (2019), Doubly
@@ -101,13 +103,13 @@ class HierarchicalProposal(ExtendedProposal):
         reparameterized: bool | tuple[bool, bool] | None = None,
     ) -> None:
         drawn = as_mixing(mixing)
-        z_live, psi_live = _pair(drawn.pathwise if reparameterized is None else reparameterized)
-        hierarchy = Hierarchy(drawn, conditional, reverse, z_live, psi_live)
+        z, psi = _pair(drawn.pathwise if reparameterized is None else reparameterized)
+        self._model = TwoLevelModel(drawn, conditional, reverse, z, psi)
         self._num_aux = _checked_count(num_aux, 0)
-        _check_parts(hierarchy, gradient, shared)
-        self.sample, self.log_prob = _pair_sampler(hierarchy), _refuse_density
-        self.name, self.reparameterized = "the hierarchical proposal", z_live and psi_live
-        self._hierarchy, self._gradient, self._shared = hierarchy, gradient, shared
+        _check_parts(self._model, gradient, shared)
+        self._gradient, self._shared = gradient, shared
+        self.name = "the hierarchical proposal"
+        self.reparameterized = self.has_rsample = z and psi
 
     @property
     def num_aux(self) -> int:
@@ -117,15 +119,27 @@ class HierarchicalProposal(ExtendedProposal):
     @property
     def has_reverse(self) -> bool:
         """Whether there is a reverse model τ other than the mixing distribution."""
-        return self._hierarchy.reverse is not None
+        return self._model.reverse is not None
 
     def conditional(self, psi: Tensor) -> Density:
         """q(z | ψ)."""
-        return self._hierarchy.conditional(psi)
+        return self._model.conditional(psi)
 
-    def rsample(self, sample_shape: tuple[int]) -> tuple[Tensor, Tensor]:
+    def sample(self, sample_shape: tuple[int]) -> tuple[Tensor, Tensor]:
         """z and its own ψ, each ``(num_samples, *batch, *event)``; differentiable where they are reparameterised."""
-        return self.sample(sample_shape)  # type: ignore[no-any-return]
+        if len(sample_shape) != 1:
+            raise ValueError(f"expected sample_shape = (num_samples,); got {tuple(sample_shape)}.")
+        return self._model.draw_pair(sample_shape[0])
+
+    rsample = sample
+
+    def log_prob(self, _: object) -> Any:
+        """Refused: the density is an integral, of which there are bounds."""
+        raise TypeError(
+            "the density of a hierarchical proposal is an integral without a closed form. Use log_prob_upper(z, psi) "
+            "in a lower bound of log p(x), log_prob_lower(z) in an upper one, or pass the proposal to "
+            "iwbounds.estimate."
+        )
 
     def log_weights(self, z: Tensor, psi: Tensor | None = None, num_aux: int | None = None) -> Tensor:
         r"""Log-weights v of auxiliary variables, of which any bound estimates log q(z).
@@ -145,7 +159,10 @@ class HierarchicalProposal(ExtendedProposal):
             raise ValueError(
                 "a lower bound of log q(z) needs at least 1 auxiliary variable; got num_aux = 0. Raise it."
             )
-        return self._hierarchy.with_auxiliary(z, psi, count)
+        drawn = [] if psi is None else [psi.unsqueeze(0)]
+        if count:
+            drawn.append(self._model.draw_auxiliary(z, count))
+        return self._model.log_weights(z, torch.cat(drawn))
 
     def log_prob_upper(self, z: Tensor, psi: Tensor, num_aux: int | None = None) -> Tensor:
         r"""Upper bound of log q(z), in expectation over ψ given z, for pairs that the proposal drew.
@@ -186,46 +203,27 @@ class HierarchicalProposal(ExtendedProposal):
         return IWAE()(self.log_weights(z, None, num_aux))
 
     def extend(self, log_joint: LogJoint) -> tuple[LogJoint, Proposal]:
-        """The ordinary proposal over an extended latent that the engine works on."""
-        view = self._view()
-        return view.log_joint(log_joint), Proposal(
-            view.sample,
-            view.log_prob,
-            view.reparameterized,
-            self.name,
-            independent=not self._shared,
-            joint_has_parameters=self.has_reverse,
-            visible=lambda latents: latents[0],
-        )
+        """The log-joint of z and its auxiliary variables, and the ordinary proposal that draws them."""
+        return self._view().extend(log_joint, self.name)
 
-    def _view(self) -> Mixtures | Joint:
-        hierarchy, count = self._hierarchy, self._num_aux
-        if hierarchy.reverse is None and hierarchy.psi_live:
-            return (SharedMixtures if self._shared else Mixtures)(hierarchy, count)
-        pathwise = hierarchy.z_live and hierarchy.psi_live
-        if pathwise and count and not isinstance(self._gradient, Reparameterized):
-            return InnerJoint(hierarchy, count)
-        return Joint(hierarchy, count)
+    def posterior_log_weights(self, log_joint: LogJoint, z: Tensor) -> Tensor:
+        """log p(x, z) minus a lower bound of log q(z): ψ_0..ψ_K are all drawn by the reverse model."""
+        log_q = self.log_prob_lower(z, self._num_aux + 1)
+        return check_log_joint(log_joint(z), log_q) - log_q
+
+    def _view(self) -> Mixtures | SharedMixtures | ImportanceWeighted | InnerRule:
+        model, count = self._model, self._num_aux
+        if model.reverse is None and model.psi_has_path:
+            return SharedMixtures(model, count) if self._shared else Mixtures(model, count)
+        split = model.z_has_path and model.psi_has_path and count and not isinstance(self._gradient, Reparameterized)
+        # Without gradients there is no path to split; and a tracer cannot follow how it is done.
+        if split and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            return InnerRule(model, count)
+        return ImportanceWeighted(model, count)
 
 
 def _pair(reparameterized: bool | tuple[bool, bool]) -> tuple[bool, bool]:
     return (reparameterized, reparameterized) if isinstance(reparameterized, bool) else reparameterized
-
-
-def _pair_sampler(hierarchy: Hierarchy) -> Callable[[tuple[int]], Latents]:
-    def sample(sample_shape: tuple[int]) -> tuple[Tensor, Tensor]:
-        if len(sample_shape) != 1:
-            raise ValueError(f"expected sample_shape = (num_samples,); got {tuple(sample_shape)}.")
-        return hierarchy.draw_pair(sample_shape[0])
-
-    return sample
-
-
-def _refuse_density(_: object) -> Any:
-    raise TypeError(
-        "the density of a hierarchical proposal is an integral without a closed form. Use log_prob_upper(z, psi) in a "
-        "lower bound of log p(x), log_prob_lower(z) in an upper one, or pass the proposal to iwbounds.estimate."
-    )
 
 
 def _checked_count(num_aux: int | None, least: int) -> int:
@@ -236,19 +234,19 @@ def _checked_count(num_aux: int | None, least: int) -> int:
     return num_aux
 
 
-def _check_parts(hierarchy: Hierarchy, gradient: Gradient | None, shared: bool) -> None:
+def _check_parts(model: TwoLevelModel, gradient: Gradient | None, shared: bool) -> None:
     if not (gradient is None or isinstance(gradient, DReG | Reparameterized)):
         raise ValueError(
             f"expected the inner gradient to be None, DReG() or Reparameterized(); got {gradient!r}. It rules the "
             "reverse model alone; pass other estimators to estimate(gradient=…)."
         )
-    needed = hierarchy.reverse is not None or not hierarchy.psi_live
-    if needed and not has_density(hierarchy.mixing):
+    needed = model.reverse is not None or not model.psi_has_path
+    if needed and not model.has_density:
         raise ValueError(
             "expected mixing to have a density, which a reverse model and score-function gradients for psi need; got a "
             "bare sampler. Give it a log_prob (iwbounds.Proposal), or use reverse=None with reparameterised samples."
         )
-    if shared and (hierarchy.reverse is not None or not (hierarchy.z_live and hierarchy.psi_live)):
+    if shared and (model.reverse is not None or not (model.z_has_path and model.psi_has_path)):
         raise ValueError(
             "shared=True needs reverse=None and reparameterised z and psi, whose total derivative it takes."
         )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from iwbounds.bounds import IWAE
-from iwbounds.proposals.mixing import Density, draw
+from iwbounds.proposals.hierarchical.model import Density, draw
 
 __all__ = ["AggregatedPosterior"]
 
