@@ -184,8 +184,6 @@ CASES = {
     ),
     "Poisson": Case({"rate": 1.7}, D.Poisson, values=until(40)),
     "RelaxedBernoulli": Case({"logits": 0.4}, lambda logits: D.RelaxedBernoulli(TEMPERATURE, logits=logits), unit),
-        {"logits": 0.4}, lambda logits: D.RelaxedBernoulli(torch.tensor(0.9, dtype=DOUBLE), logits=logits), unit
-    ),
     "RelaxedOneHotCategorical": Case(
         LOGITS, lambda logits: D.RelaxedOneHotCategorical(TEMPERATURE, logits=logits), score=True
     ),
