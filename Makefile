@@ -3,8 +3,15 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 DEMO_ARGS ?=
+# Processes of pytest: auto is one for each core, 0 none beside its own (for a debugger). PYTEST_ARGS go to pytest.
+JOBS ?= auto
+PYTEST_ARGS ?=
+# The torch of `make test-oldest`: pyproject.toml's floor.
+TORCH ?= 2.13.0
+OLDEST := .venv-torch-$(TORCH)
+PYTEST := python -m pytest -n $(JOBS) $(PYTEST_ARGS)
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-fast test-oldest coverage lint fmt clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -15,13 +22,29 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: $(VENV)/.installed
 	$(BIN)/python examples/digits.py $(DEMO_ARGS)
 
+fmt: $(VENV)/.installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/$(PYTEST)
+
+test-fast: $(VENV)/.installed
+	$(BIN)/$(PYTEST) -m "not slow"
+
+coverage: $(VENV)/.installed
+	$(BIN)/$(PYTEST) --cov --cov-report=term:skip-covered
+
+# An environment of its own, so that another torch does not replace the one that is worked with.
+test-oldest:
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet 'torch==$(TORCH)' --editable '.[dev]'
+	$(OLDEST)/bin/$(PYTEST)
 
 clean:
-	rm -rf $(VENV) out .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-torch-* out .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -17,12 +17,14 @@ TINY = {
     "digits": ["--epochs", "3", "--hidden", "40", "--latent", "5", "--evaluation-samples", "300"],
     "sigmoid_belief_net": ["--epochs", "4", "--seeds", "2", "--units", "30", "10", "--evaluation-samples", "100"],
     "snr": ["--samples", "16", "64", "--replications", "2048"],
+    "imputation": ["--epochs", "15", "--hidden", "60", "--train-samples", "10", "--imputation-samples", "300"],
 }
 SHORTER = {
     "digits": ["--epochs", "1", "--hidden", "10", "--latent", "2", "--evaluation-samples", "20"],
     "evaluate": ["--quick", "--epochs", "1", "--hidden", "10", "--latent", "2", "--samples", "50"],
     "sigmoid_belief_net": ["--epochs", "1", "--seeds", "1", "--units", "5", "3", "--evaluation-samples", "20"],
     "snr": ["--samples", "2", "4", "--replications", "64"],
+    "imputation": ["--epochs", "1", "--hidden", "10", "--latent", "2", "--train-samples", "2"],
 }
 pytest.importorskip("sklearn", reason="the examples read scikit-learn's digits: pip install 'iwbounds[examples]'")
 pytest.importorskip("matplotlib", reason="the examples draw figures: pip install 'iwbounds[examples]'")
@@ -135,6 +137,14 @@ def test_sigmoid_belief_net_vimco_and_ovis_beat_reinforce_beyond_seed_noise(run)
     for ours in ("VIMCO", "OVIS (γ = 0)", "RWS (wake-φ)"):
         for theirs in ("REINFORCE", "REINFORCE, baseline"):
             assert nll[theirs][0] - nll[ours][0] > 2 * (nll[theirs][1] + nll[ours][1])
+
+
+def test_imputation_under_the_weights_beats_the_mean_and_a_single_sample(run):
+    rows = run("imputation", *TINY["imputation"])
+    error, nats = ({name: number(row[i]) for name, row in rows.items()} for i in range(2))
+    for other in ("mean of the pixel", "VAE, one sample"):
+        assert error["MIWAE, weighted"] < error[other] - 0.005
+        assert nats["MIWAE, weighted"] < nats[other] - 0.01
 
 
 def test_snr_slopes_are_those_of_theory(run):

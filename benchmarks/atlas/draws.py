@@ -24,6 +24,7 @@ def mode_and_factor(target: Target) -> tuple[Tensor, Tensor]:
     for _ in range(100):
         gradient, hessian = torch.func.grad(density)(z), torch.func.hessian(density)(z)
         step = torch.linalg.solve(positive(-hessian, damping), gradient)
+        step[: target.held] = 0.0
         if density(z + step) > density(z) - 1e-9:
             z, damping = z + step, max(damping / 10, 1e-9)
         else:
@@ -31,6 +32,8 @@ def mode_and_factor(target: Target) -> tuple[Tensor, Tensor]:
         if step.abs().max() < 1e-8:
             break
     curvature = positive(-torch.func.hessian(density)(z), 1e-9)
+    curvature[: target.held], curvature[:, : target.held] = 0.0, 0.0
+    curvature[range(target.held), range(target.held)] = 1.0
     return z, torch.linalg.cholesky(torch.linalg.inv(curvature))
 
 
@@ -49,7 +52,8 @@ def hamiltonian(density: Density, centre: Tensor, factor: Tensor) -> Tensor:
         return value.detach(), torch.autograd.grad(value.sum(), u)[0].nan_to_num(0.0)
 
     step, states = 0.5 / len(centre) ** 0.25, []
-    u = torch.randn(CHAINS, len(centre), dtype=torch.float64)
+    # Close to the mode: where the curvature there is small, a whole standard deviation may be a long way off.
+    u = 0.1 * torch.randn(CHAINS, len(centre), dtype=torch.float64)
     value, slope = value_and_slope(u)
     for iteration in range(WARM_UP + KEPT):
         length = int(torch.randint(4, 12, ()))

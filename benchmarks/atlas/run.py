@@ -150,6 +150,8 @@ def main() -> None:
     options = parser.parse_args()
     if data_folder() is None:
         print("Data folder not found (set IWBOUNDS_DATA): scikit-learn's regressions only.")
+    # A leapfrog step may leave the range of a parameter: the proposal is then rejected, not an error.
+    torch.distributions.Distribution.set_default_validate_args(False)
     entries = []
     for target in all_targets():
         if options.only and not target.name.startswith(tuple(options.only)):

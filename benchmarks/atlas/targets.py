@@ -34,6 +34,8 @@ class Target:
     """Independent draws of the posterior itself."""
     reference: Tensor | None = None
     """Draws of ten long chains ``(2000, d)``, for densities that are slow to differentiate."""
+    held: int = 0
+    """How many of the first coordinates stay as they are while the mode is looked for."""
 
 
 def data_folder() -> Path | None:
@@ -55,7 +57,7 @@ def all_targets() -> Iterator[Target]:
     with np.load(folder / "targets.npz") as d:
         small = {key: double(d[key]) for key in d}
     with np.load(folder / "posteriordb.npz", allow_pickle=False) as d:
-        db = {key: double(d[key]) for key in d if not key.endswith(".names")}
+        db = {key: d[key] if key.endswith(".names") else double(d[key]) for key in d}
     with np.load(folder / "waveform.npz") as d:
         waveform = {key: double(d[key]) for key in ("X_train", "y_train")}
     yield from radiata(small)
@@ -64,9 +66,6 @@ def all_targets() -> Iterator[Target]:
     yield eight_schools(db)
     yield from linear_models(db)
     yield from slow_models(db)
-
-
-# --- conjugate regressions: evidence and posterior draws in closed form
 
 
 def normal_gamma(name: str, x: Tensor, y: Tensor, mean: Tensor, precision: Tensor, shape: float, rate: float) -> Target:
@@ -124,9 +123,6 @@ def radiata(d: dict[str, Tensor]) -> Iterator[Target]:
         yield normal_gamma(f"radiata {name}", x, d["radiata_y"], mean, precision, 3.0, 2 * 300.0**2)
 
 
-# --- logistic regressions
-
-
 def logistic(name: str, x: Tensor, y: Tensor, scale: float, truth: float | None, source: str) -> Target:
     def log_density(w: Tensor) -> Tensor:
         logits = w @ x.T
@@ -162,7 +158,8 @@ def seeds(d: dict[str, Tensor]) -> Target:
 
     start = torch.zeros(26).double()
     start[0] = 2.0
-    return Target("seeds", log_density, start)
+    # The joint mode is at an absurd scale of the random effects, far from the mass.
+    return Target("seeds", log_density, start, held=1)
 
 
 def eight_schools(db: dict[str, Tensor]) -> Target:
@@ -175,9 +172,6 @@ def eight_schools(db: dict[str, Tensor]) -> Target:
         return log_p + half + Normal(mu + log_tau.exp() * effect, sigma).log_prob(y).sum(-1)
 
     return Target("eight schools", log_density, torch.zeros(10).double(), -31.311347352293, "quadrature")
-
-
-# --- linear models: coefficients in closed form, then one dimension by quadrature
 
 
 def half_cauchy(sigma: Tensor) -> Tensor:
@@ -254,10 +248,8 @@ def linear_models(db: dict[str, Tensor]) -> Iterator[Target]:
     yield linear("arK", x, y[order:], torch.zeros(6).double(), ten, half_cauchy)
 
 
-# --- densities with a loop over time, or a mixture: posterior draws of the public database
-
-
 def slow_models(db: dict[str, Tensor]) -> Iterator[Target]:
+    """Loops over time and mixtures, with the draws of the public database."""
     yield arma(db)
     yield garch(db)
     yield gaussian_mixture(db)
@@ -270,7 +262,7 @@ def from_draws(name: str, log_density: Density, draws: Tensor) -> Target:
 
 
 def arma(db: dict[str, Tensor]) -> Target:
-    y, draws = db["arma11.data.y"], db["arma11.draws"]
+    y = db["arma11.data.y"]
 
     def log_density(z: Tensor) -> Tensor:
         mu, phi, theta, log_sigma = z.unbind(-1)
@@ -284,7 +276,7 @@ def arma(db: dict[str, Tensor]) -> Target:
         likelihood = -len(y) * (log_sigma + 0.5 * math.log(2 * math.pi)) - 0.5 * squares / sigma.square()
         return log_p + half_cauchy(sigma) + log_sigma + likelihood
 
-    return from_draws("arma11", log_density, by_name("arma11", draws, ("mu", "phi", "theta"), ("sigma",)))
+    return from_draws("arma11", log_density, by_name(db, "arma11", ("mu", "phi", "theta"), ("sigma",)))
 
 
 def garch(db: dict[str, Tensor]) -> Target:
@@ -302,7 +294,7 @@ def garch(db: dict[str, Tensor]) -> Target:
             log_p = log_p + Normal(mu, variance.sqrt()).log_prob(y[t])
         return log_p + jacobian
 
-    mu, a0, a1, b1 = by_name("garch11", db["garch11.draws"], ("mu", "alpha0", "alpha1", "beta1")).unbind(-1)
+    mu, a0, a1, b1 = by_name(db, "garch11", ("mu", "alpha0", "alpha1", "beta1")).unbind(-1)
     z = torch.stack([mu, a0.log(), a1.logit(), (b1 / (1 - a1)).logit()], -1)
     return from_draws("garch11", log_density, z)
 
@@ -321,7 +313,7 @@ def gaussian_mixture(db: dict[str, Tensor]) -> Target:
         return log_p + (shares + parts).logsumexp(-1).sum(-1)
 
     names = ("mu[1]", "mu[2]", "sigma[1]", "sigma[2]", "theta")
-    m1, m2, s1, s2, theta = by_name("low_dim_gauss_mix", db["low_dim_gauss_mix.draws"], names).unbind(-1)
+    m1, m2, s1, s2, theta = by_name(db, "low_dim_gauss_mix", names).unbind(-1)
     z = torch.stack([m1, (m2 - m1).log(), s1.log(), s2.log(), theta.logit()], -1)
     return from_draws("low_dim_gauss_mix", log_density, z)
 
@@ -343,7 +335,7 @@ def hidden_markov(db: dict[str, Tensor]) -> Target:
         return log_p + forward.logsumexp(-1)
 
     names = ("theta1[1]", "theta2[1]", "mu[1]", "mu[2]")
-    t1, t2, m1, m2 = by_name("hmm_example", db["hmm_example.draws"], names).unbind(-1)
+    t1, t2, m1, m2 = by_name(db, "hmm_example", names).unbind(-1)
     z = torch.stack([t1.logit(), t2.logit(), m1.log(), (m2 - m1).log()], -1)
     return from_draws("hmm_example", log_density, z)
 
@@ -356,7 +348,8 @@ def gaussian_process(db: dict[str, Tensor]) -> Target:
 
     def factor(log_rho: Tensor, log_alpha: Tensor) -> Tensor:
         scaled = squares / (2 * (2 * log_rho).exp()).reshape(-1, 1, 1)
-        return torch.linalg.cholesky((2 * log_alpha).exp().reshape(-1, 1, 1) * (-scaled).exp() + 1e-10 * eye)
+        covariance = (2 * log_alpha).exp().reshape(-1, 1, 1) * (-scaled).exp() + 1e-10 * eye
+        return torch.linalg.cholesky_ex(covariance).L  # a proposal that leaves the range is rejected, not an error
 
     prior = Gamma(torch.tensor(25.0).double(), torch.tensor(4.0).double())
 
@@ -367,17 +360,14 @@ def gaussian_process(db: dict[str, Tensor]) -> Target:
         likelihood = (k * f - f.exp() - torch.lgamma(k + 1)).sum(-1)
         return log_p + Normal(0.0, 1.0).log_prob(e).sum(-1) + likelihood
 
-    draws = db["gp_pois_regr.draws"]
-    log_rho, log_alpha, f = draws[:, 0].log(), draws[:, 1].log(), draws[:, 2:]
-    e = torch.linalg.solve_triangular(factor(log_rho, log_alpha), f.unsqueeze(-1), upper=False).squeeze(-1)
-    return from_draws("gp_pois_regr", log_density, torch.cat([torch.stack([log_rho, log_alpha], 1), e], 1))
+    # The public draws of f have too few digits to be divided by a factor this close to singular.
+    start = torch.zeros(2 + len(x)).double()
+    start[:2] = torch.tensor([6.0, 2.0]).log()
+    return Target("gp_pois_regr", log_density, start)
 
 
-def by_name(model: str, draws: Tensor, plain: tuple[str, ...], logs: tuple[str, ...] = ()) -> Tensor:
-    """Columns in this order, the last ones as logarithms."""
-    folder = data_folder()
-    assert folder is not None
-    with np.load(folder / "posteriordb.npz") as d:
-        names = list(d[f"{model}.names"])
+def by_name(db: dict[str, Tensor], model: str, plain: tuple[str, ...], logs: tuple[str, ...] = ()) -> Tensor:
+    """Columns of the draws in this order, the last ones as logarithms."""
+    draws, names = db[f"{model}.draws"], list(db[f"{model}.names"])
     columns = [draws[:, names.index(name)] for name in plain] + [draws[:, names.index(name)].log() for name in logs]
     return torch.stack(columns, -1)

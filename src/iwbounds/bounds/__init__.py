@@ -12,6 +12,7 @@ from iwbounds.bounds.reverse import ReverseIWAE
 from iwbounds.bounds.sumo import SUMO
 from iwbounds.bounds.tvo import EUBO, TVO, log_spaced_partition
 from iwbounds.bounds.u_statistic import IncompleteUStatistic, UStatistic
+from iwbounds.bounds.umlmc import UMLMC
 
 __all__ = [
     "CIWAE",
@@ -22,6 +23,7 @@ __all__ = [
     "MIWAE",
     "SUMO",
     "TVO",
+    "UMLMC",
     "Bound",
     "Derivatives",
     "Direction",

@@ -87,6 +87,10 @@ class Bound(ABC):
     needs_posterior_samples: bool = False
     """Whether the direction holds at draws of the posterior alone; :func:`iwbounds.estimate` then draws none itself."""
 
+    chooses_num_samples: bool = False
+    """Whether ``frozen_level()`` gives the bound of one call and the number of samples that it takes, drawn before
+    any sample is."""
+
     def __init_subclass__(cls, **options: Any) -> None:
         """Refuse a subclass of a final class; take back closed forms that were written for another value."""
         super().__init_subclass__(**options)

@@ -26,7 +26,17 @@ class ClosedForm(Bound):
     def dead(self, x: Tensor) -> Tensor:
         """``(batch)``: where log-weights that the bound needs are −inf, so that it is −inf with gradient 0."""
 
+    @property
+    def traceable(self) -> bool:
+        """Whether ``torch.compile`` can follow the combination: no loop or plan in it depends on values."""
+        return False
+
     def __call__(self, log_w: Tensor) -> Tensor:
+        if torch.compiler.is_compiling() and not self.traceable:
+            raise RuntimeError(
+                f"iwbounds: torch.compile cannot trace {self!r}, whose steps depend on the weights. Call it outside "
+                "the compiled function, or use IncompleteUStatistic or Jackknife(1)."
+            )
         value: Tensor = _ValueWithGradient.apply(self.checked(log_w), self)[0]  # type: ignore[no-untyped-call]
         return value
 
@@ -77,6 +87,7 @@ class _ValueWithGradient(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Tensor, ClosedForm], output: tuple[Tensor, Tensor | None]) -> None:
         (log_w, ctx.bound), (_, c) = inputs, output
         ctx.save_for_backward(log_w, c)
+        ctx.save_for_forward(log_w)
         if c is not None:
             ctx.mark_non_differentiable(c)
 
@@ -86,3 +97,18 @@ class _ValueWithGradient(torch.autograd.Function):
         if c is None or torch.is_grad_enabled():  # the saved gradient has no graph of its own
             c = ctx.bound._at(log_w).gradient()
         return grad * c, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, _: None) -> tuple[Tensor, None]:
+        (log_w,) = ctx.saved_tensors
+        return (ctx.bound._at(log_w).gradient() * tangent).sum(0), None
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[int | None, None], log_w: Tensor, bound: ClosedForm
+    ) -> tuple[tuple[Tensor, Tensor | None], tuple[int, int | None]]:
+        """A mapped axis is one more axis of the batch, whose data do not interact."""
+        dim, _ = in_dims
+        last = log_w.unsqueeze(-1).expand(*log_w.shape, info.batch_size) if dim is None else log_w.movedim(dim, -1)
+        value, c = _ValueWithGradient.apply(last, bound)  # type: ignore[no-untyped-call]
+        return (value, c), (value.ndim - 1, None if c is None else c.ndim - 1)

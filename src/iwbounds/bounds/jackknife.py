@@ -76,6 +76,11 @@ class Jackknife(ClosedForm):
         """order + 1: up to ``order`` samples are left out, and one must remain."""
         return self.order + 1
 
+    @property
+    def traceable(self) -> bool:
+        """True for order 1."""
+        return self.order <= 1
+
     def dead(self, x: Tensor) -> Tensor:
         return x.isneginf().sum(0) >= len(x) - self.order
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import final
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -124,8 +125,14 @@ class IncompleteUStatistic(BlockAverage):
         return x.new_zeros(count, *x.shape[2:]).index_add(0, indices, x.flatten(0, 1))
 
     def _indices(self, count: int) -> Tensor:
-        """``(R ⌊K/n⌋, n)`` indices of samples, from a generator of their own: no global state is touched."""
-        generator = torch.Generator().manual_seed(self.seed)
-        used = count - count % self.size
-        orders = [torch.randperm(count, generator=generator)[:used] for _ in range(self.permutations)]
-        return torch.cat(orders).view(-1, self.size)
+        """``(R ⌊K/n⌋, n)`` indices of samples."""
+        return torch.tensor(_permuted_blocks(count, self.size, self.permutations, self.seed))
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _permuted_blocks(count: int, size: int, permutations: int, seed: int) -> list[list[int]]:
+    """Drawn by NumPy, from a generator of their own: no global state is touched, and tracers see constants."""
+    generator, used = np.random.default_rng(seed), count - count % size
+    orders = [generator.permutation(count)[:used] for _ in range(permutations)]
+    found: list[list[int]] = np.concatenate(orders).reshape(-1, size).tolist()
+    return found

@@ -113,7 +113,7 @@ def accumulate(
         return _run_part(request, functools.partial(_weight, size, batch_size(inputs)))
 
     whole: Estimate | None = None
-    with _Boundary(x) as data, _Boundary(samples) as given:
+    with _Boundary((x, samples)) as (data, given):
         for part in batch_slices(size, step):
             drawn = None if samples is None else map_latents(lambda z, part=part: z[:, part], given)
             found = part_of(map_latents(lambda leaf, part=part: leaf[part], data), drawn)
@@ -138,13 +138,13 @@ def _run_part(request: Request, weight: Callable[[Tensor], float]) -> Estimate:
 
 class _Boundary:
     """Cuts the graph that leads to some inputs, so that each part can run its own backward; at the end the gradient
-    that the parts have left at the cut is sent on, once."""
+    that the parts have left at the cut is sent on, once for all of them: their graphs may share nodes."""
 
     def __init__(self, inputs: Any) -> None:
         self._pairs: list[tuple[Tensor, Tensor]] = []
-        self._cut = None if inputs is None else map_latents(self._leaf, inputs)
+        self._cut = map_latents(self._leaf, inputs)
 
-    def _leaf(self, z: Tensor) -> Tensor:
+    def _leaf(self, z: Any) -> Any:
         if not (isinstance(z, Tensor) and z.requires_grad and z.grad_fn is not None and torch.is_grad_enabled()):
             return z
         leaf = z.detach().requires_grad_()

@@ -231,7 +231,8 @@ def linearize(
 
 
 def _on_path(z: Tensor, reparameterized: bool | None) -> bool:
-    return bool(reparameterized) and z.requires_grad
+    """Whether a backward will walk through this part; not in a first pass, which gets the latents as they are."""
+    return bool(reparameterized) and z.requires_grad and torch.is_grad_enabled()
 
 
 def _on_paths(latents: Latents, reparameterized: Any) -> list[Tensor]:

@@ -116,6 +116,9 @@ def complete(
         log_joint, given = given.extend(log_joint)
     if num_samples is not None:
         num_samples = check_whole_number("num_samples", num_samples, 1, "Draw at least 1.")
+    if bound.chooses_num_samples:
+        _refuse_count(bound, given, num_samples, samples)
+        bound, num_samples = bound.frozen_level()  # type: ignore[attr-defined]
     count = check_latents(samples, num_samples) if samples is not None else num_samples or DEFAULT_NUM_SAMPLES
     chunk_size = _part_of(count, "chunk_size", chunk_size)
     backward_samples = _part_of(count, "backward_samples", backward_samples)
@@ -146,6 +149,16 @@ def complete(
         gate=proposal_bound is None and chosen.bounded_ratio(bound),
         unfit=_unfit_message(chosen, given, bound, count) if differentiate else None,
     )
+
+
+def _refuse_count(bound: Bound, proposal: Proposal, num_samples: int | None, samples: Latents | None) -> None:
+    if num_samples is not None or samples is not None:
+        raise ValueError(
+            f"{bound!r} draws how many samples it takes, before sampling; got num_samples= or samples=. Drop them, or "
+            "call the bound on given log-weights: it is truncated then, and a lower bound."
+        )
+    if not proposal.independent:
+        raise ValueError(f"{bound!r} is exact for independent samples; got {proposal.name} with independent=False.")
 
 
 def _part_of(count: int, name: str, value: int | None) -> int | None:

@@ -81,5 +81,5 @@ def upper_bound(
 
 def _log_weights(log_joint: LogJoint, proposal: Proposal, z: Latents) -> Tensor:
     first, *others = proposal.log_prob_parts(z)
-    log_q = sum(others, first)
+    log_q: Tensor = sum(others, first)
     return check_log_joint(log_joint(z), log_q) - log_q

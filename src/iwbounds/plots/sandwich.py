@@ -27,7 +27,7 @@ def plot_sandwich(sandwich: Sandwich, axes: Any = None, truth: float | None = No
         ImportError: matplotlib is missing.
         ValueError: more than one axis.
     """
-    figure, (axis,) = axes_for(1, axes, (6.5, 4.2))
+    figure, (axis,) = axes_for(1, axes, (6.5, 4.8))
     looks = (("lower", BLUE, "^", -0.12), ("bridge", BLACK, "D", 0.0), ("upper", VERMILION, "v", 0.12))
     for name, colour, certified, offset in looks:
         side = getattr(sandwich, name)
@@ -46,5 +46,6 @@ def plot_sandwich(sandwich: Sandwich, axes: Any = None, truth: float | None = No
     plain(axis, "Log evidence from both sides", "datum" if count > 1 else "", "nats")
     axis.set_xticks(range(count) if 1 < count <= 20 else [])
     axis.set_xlim(-0.6, count - 0.4)
-    axis.legend(fontsize=9, frameon=False)
+    # Below the axis: anywhere inside it may cover a certificate.
+    axis.legend(fontsize=9, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2)
     return figure

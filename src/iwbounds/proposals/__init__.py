@@ -3,6 +3,8 @@
 from iwbounds.proposals.base import ExtendedProposal, LogJoint, LogProb, Proposal
 from iwbounds.proposals.distributions import as_proposal
 from iwbounds.proposals.hierarchical import AggregatedPosterior, HierarchicalProposal
+from iwbounds.proposals.quasi_random import QuasiRandom
+from iwbounds.proposals.stratified import StratifiedMixture
 
 __all__ = [
     "AggregatedPosterior",
@@ -11,5 +13,7 @@ __all__ = [
     "LogJoint",
     "LogProb",
     "Proposal",
+    "QuasiRandom",
+    "StratifiedMixture",
     "as_proposal",
 ]

@@ -125,7 +125,7 @@ class ExtendedProposal(ABC):
     def extend(self, log_joint: LogJoint) -> tuple[LogJoint, Proposal]:
         """The log-joint of the extended latent, made of the user's (which receives z alone), and its proposal."""
 
-    def posterior_log_weights(self, log_joint: LogJoint, z: Latents) -> Tensor:
+    def posterior_log_weights(self, log_joint: LogJoint, z: Latents) -> Tensor:  # noqa: ARG002
         """Log-weights ``(K, *batch)`` of draws z of p(z | x), which :func:`iwbounds.upper_bound` needs.
 
         Each z is completed to a draw of the extended latent: what else it has is drawn from its density given z under

@@ -31,7 +31,6 @@ from torch.autograd.function import once_differentiable
 from torch.autograd.graph import GradientEdge
 
 from iwbounds.bounds import IWAE
-from iwbounds.checks import Latents
 from iwbounds.logspace import normalized_weights
 from iwbounds.proposals.base import LogJoint, Proposal
 from iwbounds.proposals.hierarchical.importance_weighted import (
@@ -187,7 +186,7 @@ class _StandIn(torch.autograd.Function):
 
 
 class _SplitPaths(torch.autograd.Function):
-    """``psi``, a function of a copy of z and of η, twice: with the path to η alone, and with the path to ``z`` alone."""
+    """``psi``, a function of a copy of z and of η, twice: with the path to η alone, and with that to ``z`` alone."""
 
     @staticmethod
     def forward(ctx: Any, _z: Tensor, psi: Tensor, ends: tuple[Tensor, GradientEdge | None]) -> tuple[Tensor, Tensor]:
