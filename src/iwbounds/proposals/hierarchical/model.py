@@ -3,10 +3,10 @@ r"""The two-level model behind a hierarchical proposal: drawing its variables, e
 .. math:: \psi \sim q(\psi), \qquad z \sim q(z\mid\psi), \qquad
           v_k = \log q(\psi_k) + \log q(z\mid\psi_k) - \log\tau(\psi_k\mid z)
 
-Auxiliary variables are stacked in front here, ``(num_aux, num_samples, *batch, *event)``, so that a reverse model,
-which is a distribution over ψ for each z, draws and evaluates them with one call. As a latent, whose sample and batch
-axes come first, they are stacked at the end (:func:`as_latent`, :func:`from_latent`): the one place that is found again
-without knowing how many axes the batch and the event have.
+Auxiliary variables are stacked in front here, ``(num_aux, num_samples, *batch, *event)``, so that a reverse model (a
+distribution over ψ for each z) draws and evaluates them with one call. As a latent, whose sample and batch axes come
+first, they are stacked at the end (:func:`as_latent`, :func:`from_latent`): the one place that is found again without
+knowing how many axes the batch and the event have.
 """
 
 from __future__ import annotations
