@@ -387,6 +387,23 @@ def test_a_discrete_z_of_a_continuous_psi_trains_mixing_and_conditional_by_its_s
     torch.testing.assert_close(parameters[0].grad, parameters[1].grad, rtol=0, atol=1e-8)
 
 
+def test_given_samples_of_a_discrete_z_default_to_its_score_though_psi_carries_a_graph() -> None:
+    mean = torch.zeros(3, requires_grad=True)
+
+    def gradient_of(rule: iw.Gradient | None) -> Tensor:
+        torch.manual_seed(0)
+        q = HierarchicalProposal(
+            Normal(mean, 1.0), lambda psi: Bernoulli(logits=psi), None, 2, reparameterized=(False, True)
+        )
+        log_joint, extended = q.extend(lambda z: 0.3 * z)
+        value = iw.estimate(log_joint, extended, gradient=rule, samples=extended.sample((8,))).value
+        return torch.autograd.grad(value.sum(), mean)[0]
+
+    torch.testing.assert_close(gradient_of(None), gradient_of(iw.VIMCO()))
+    with pytest.raises(ValueError, match="carry the gradient of the parameters"):
+        gradient_of(iw.DReG())
+
+
 def test_a_categorical_mixing_distribution_defaults_to_vimco() -> None:
     logits = torch.zeros(3, requires_grad=True)
     means = torch.tensor([-1.0, 0.0, 2.0])

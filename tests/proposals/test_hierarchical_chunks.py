@@ -56,8 +56,8 @@ def test_gradients_of_blocks_that_are_forgotten_are_those_of_the_same_samples_in
         model, q = linear(kind)
         torch.manual_seed(0)
         if run == "two passes":
-            options = {"bound": iw.IWAE(), "gradient": gradient, "num_samples": 50}
-            value = iw.accumulate(lambda _, q=q, model=model: (model.log_joint, q), torch.zeros(4), 7, **options).value
+            options = {"bound": iw.IWAE(), "gradient": gradient, "num_samples": 50, "chunk_size": 7}
+            value = iw.accumulate(lambda _, q=q, model=model: (model.log_joint, q), torch.zeros(4), 28, **options).value
             found = {name: -4 * g for name, g in model.gradients().items()}
         else:
             value = iw.estimate(model.log_joint, q, iw.IWAE(), gradient, num_samples=50, chunk_size=7).value
@@ -77,9 +77,7 @@ class Discrete:
         continuous = Normal(self.logits[:, 0], 1.0)
         q = Categorical(logits=self.logits) if psi else continuous
         self.mixing = iw.Proposal(q.sample if psi else q.rsample, q.log_prob, not psi, samples_per_call=16)
-        self.q = iw.HierarchicalProposal(
-            self.mixing, self.conditional, num_aux=2, reparameterized=(not z, not psi)
-        )  # fmt: skip
+        self.q = iw.HierarchicalProposal(self.mixing, self.conditional, num_aux=2, reparameterized=(not z, not psi))
         self.psi, self.z = psi, z
 
     def conditional(self, psi: Tensor) -> Bernoulli | Normal:
@@ -110,11 +108,11 @@ def test_score_gradients_of_forgotten_blocks(psi, z) -> None:
         assert truth.grad.abs().max() > 1e-3
 
 
-BATCH, DIM, NUM_AUX = 4, 50, 9
+BATCH, DIM, NUM_AUX = 4, 200, 19
 
 
 def wide(reverse: bool, inner: iw.Gradient | None = None) -> iw.HierarchicalProposal:
-    """16 samples at a time, each with 2000 numbers of ψ."""
+    """16 samples at a time, each with 16 000 numbers of ψ."""
     loc = torch.zeros(BATCH, DIM, requires_grad=True)
     scale, slope = torch.ones(DIM, requires_grad=True), torch.full((DIM,), 0.5, requires_grad=True)
 

@@ -262,7 +262,7 @@ class _Cut(torch.autograd.Function):
 class _Taken:
     """What a slope is taken of, and where; in an object, so that autograd does not take the density for an input."""
 
-    density: Tensor
+    density: Tensor | None
     edges: list[Any]
     keep_graph: bool = False
     """Whether the density's parameters have a channel of their own, which walks the same graph."""
@@ -280,19 +280,18 @@ class _Path(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        # Sample k of datum i enters row (k, i) alone: one call gives every row.
         taken = ctx.taken
-        try:
-            slopes = torch.autograd.grad(
-                taken.density, taken.edges, grad, retain_graph=taken.keep_graph, allow_unused=True
-            )
-        except RuntimeError as error:
-            if "second time" not in str(error):
-                raise
+        if taken.density is None:
             raise RuntimeError(
                 "the value of iwbounds.estimate supports one backward, retain_graph or not: the graph of log q is "
                 "freed once its slope is taken. Call backward once, on a sum of the values; or use Reparameterized()."
-            ) from error
+            )
+        # Sample k of datum i enters row (k, i) alone: one call gives every row.
+        slopes = torch.autograd.grad(taken.density, taken.edges, grad, retain_graph=taken.keep_graph, allow_unused=True)
+        if not taken.keep_graph:
+            # A checkpoint has made all that its graph saves anew, and keeps what this walk did not ask for (what leads
+            # to parameters) as long as the graph lives.
+            taken.density = None
         return None, None, *slopes
 
 

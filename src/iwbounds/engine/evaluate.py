@@ -164,7 +164,7 @@ def _refuse_unfit(request: Request, latents: Latents, log_q: Tensor) -> None:
     if not request.differentiate or not (request.unfit or request.gradient.pathwise or needs_own):
         return
     parts = [latents] if isinstance(latents, Tensor) else latent_leaves(latents)
-    trained, on_path = log_q.requires_grad, any(z.requires_grad for z in parts)
+    trained, on_path = log_q.requires_grad, any(z.requires_grad for z in request.proposal.latent_parts(latents))
     if request.unfit is not None and (trained or on_path):
         raise ValueError(request.unfit)
     if request.gradient.pathwise and trained and not on_path:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from iwbounds.bounds import ELBO, IWAE, Bound, Direction
-from iwbounds.checks import Latents, check_latents, check_structure, check_whole_number, latent_leaves, map_latents
+from iwbounds.checks import Latents, check_latents, check_structure, check_whole_number, map_latents
 from iwbounds.engine.autograd import refuse_transforms
 from iwbounds.gradients import VIMCO, Coefficients, DReG, Gradient, Reparameterized, ScoreFunction
 from iwbounds.proposals import ExtendedProposal, LogJoint, Proposal, as_proposal
@@ -122,7 +122,7 @@ def complete(
     count = check_latents(samples, num_samples) if samples is not None else num_samples or DEFAULT_NUM_SAMPLES
     chunk_size = _part_of(count, "chunk_size", chunk_size)
     backward_samples = _part_of(count, "backward_samples", backward_samples)
-    live = None if samples is None else any(z.requires_grad for z in latent_leaves(samples))
+    live = None if samples is None else any(z.requires_grad for z in given.latent_parts(samples))
     chosen = gradient or _default(bound, given, count, live)
     _check_rule(bound, chosen, proposal_bound, count, given, samples)
     if given.needs_own_samples:

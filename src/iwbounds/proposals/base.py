@@ -97,6 +97,19 @@ class Proposal:
     def _flags(self) -> set[bool]:
         return {bool(flag) for flag in latent_leaves(self.reparameterized) if flag is not None}
 
+    def latent_parts(self, latents: Latents) -> list[Tensor]:
+        """The tensors that are latents of their own: all but those that only carry parameters.
+
+        Raises:
+            ValueError: the parts are not those of ``reparameterized``.
+        """
+        if isinstance(self.reparameterized, bool):
+            return latent_leaves(latents)
+        check_structure(f"samples of {self.name}", latents, self.reparameterized)
+        parts: list[Tensor] = []
+        map_latents(lambda flag, z: parts.append(z) if flag is not None else None, self.reparameterized, latents)
+        return parts
+
     def log_prob_parts(self, latents: Latents, log_prob: LogProb | None = None) -> list[Any]:
         """One log-density per part where ``reparameterized`` speaks of parts, else the one there is.
 

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.autograd.graph import GradientEdge, saved_tensors_hooks
+from torch.autograd.graph import GradientEdge
 
 from iwbounds.bounds import IWAE
 from iwbounds.logspace import normalized_weights
@@ -39,7 +39,7 @@ from iwbounds.proposals.hierarchical.importance_weighted import (
     draw_trained_pair,
     gradient_only,
 )
-from iwbounds.proposals.hierarchical.model import TwoLevelModel, as_latent, draw, from_latent
+from iwbounds.proposals.hierarchical.model import TwoLevelModel, as_latent, draw, from_latent, outside_checkpoints
 
 __all__ = ["InnerRule"]
 
@@ -131,7 +131,7 @@ class InnerRule:
         """One evaluation of v beyond the engine's, because the terms of all samples are made of its results."""
         leaf = psi.detach().requires_grad_()
         # The graph lives for these lines alone: a checkpoint around the sampler must not put off any part of it.
-        with torch.enable_grad(), saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor):
+        with torch.enable_grad(), outside_checkpoints():
             log_v = self.model.log_weights(z.detach(), leaf)
             weights = normalized_weights(log_v.detach())
             (slopes,) = torch.autograd.grad(log_v, leaf, weights.to(log_v.dtype))

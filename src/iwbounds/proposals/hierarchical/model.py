@@ -3,26 +3,38 @@ r"""The two-level model behind a hierarchical proposal: drawing its variables, e
 .. math:: \psi \sim q(\psi), \qquad z \sim q(z\mid\psi), \qquad
           v_k = \log q(\psi_k) + \log q(z\mid\psi_k) - \log\tau(\psi_k\mid z)
 
-Auxiliary variables are stacked in front here, ``(num_aux, num_samples, *batch, *event)``, so that a reverse model,
-which is a distribution over ψ for each z, draws and evaluates them with one call. As a latent, whose sample and batch
-axes come first, they are stacked at the end (:func:`as_latent`, :func:`from_latent`): the one place that is found again
-without knowing how many axes the batch and the event have.
+Auxiliary variables are stacked in front here, ``(num_aux, num_samples, *batch, *event)``, so that a reverse model (a
+distribution over ψ for each z) draws and evaluates them with one call. As a latent, whose sample and batch axes come
+first, they are stacked at the end (:func:`as_latent`, :func:`from_latent`): the one place that is found again without
+knowing how many axes the batch and the event have.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 from torch.distributions import Distribution
 
 from iwbounds.proposals.base import Proposal
 from iwbounds.proposals.distributions import as_proposal
 
-__all__ = ["Density", "LogDensities", "Sampler", "TwoLevelModel", "as_latent", "as_mixing", "draw", "from_latent"]
+__all__ = [
+    "Density",
+    "LogDensities",
+    "Sampler",
+    "TwoLevelModel",
+    "as_latent",
+    "as_mixing",
+    "draw",
+    "from_latent",
+    "outside_checkpoints",
+]
 
 Sampler: TypeAlias = Callable[[tuple[int]], Tensor]
 """An implicit distribution: ``(num_samples,)`` to ``(num_samples, *batch, *event)``, differentiable."""
@@ -61,6 +73,11 @@ def draw(density: Density, sample_shape: tuple[int, ...], has_path: bool, name: 
     sample = getattr(density, "rsample", None) if reparameterized else None
     samples: Tensor = (sample or density.sample)(sample_shape)  # type: ignore[attr-defined]
     return samples if has_path else samples.detach()
+
+
+def outside_checkpoints() -> saved_tensors_hooks:
+    """A context whose graph saves its tensors as usual, though a checkpoint surrounds it."""
+    return saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)
 
 
 def _no_density(_: object) -> Tensor:
@@ -142,7 +159,10 @@ class TwoLevelModel:
 
     def draw_mixing(self, num_aux: int, num_samples: int) -> Tensor:
         """``(num_aux, num_samples, *batch, *event)`` independent draws of ψ."""
-        psi: object = self.mixing.sample((num_aux * num_samples,))
+        # A checkpoint of the engine's must not count what is made at the first draw alone (a Categorical's cached
+        # probabilities), and has nothing to make anew where ψ carries no path.
+        with nullcontext() if self.psi_has_path else outside_checkpoints():
+            psi: object = self.mixing.sample((num_aux * num_samples,))
         if not isinstance(psi, Tensor) or psi.ndim == 0 or psi.shape[0] != num_aux * num_samples:
             found = tuple(psi.shape) if isinstance(psi, Tensor) else type(psi).__name__
             raise ValueError(
