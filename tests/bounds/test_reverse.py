@@ -49,5 +49,6 @@ def test_direction_and_what_it_needs():
 
 def test_a_draw_outside_the_proposals_support_counts_nothing():
     assert ReverseIWAE()(torch.tensor([0.0, math.inf])).item() == pytest.approx(math.log(2))
-    torch.testing.assert_close(ReverseIWAE().gradient(torch.tensor([0.0, math.inf])), torch.tensor([1.0, 0.0]))
+    found = ReverseIWAE().differentiate(torch.tensor([0.0, math.inf])).gradient
+    torch.testing.assert_close(found, torch.tensor([1.0, 0.0]))
     assert ReverseIWAE()(torch.tensor([0.0, -math.inf])) == -math.inf

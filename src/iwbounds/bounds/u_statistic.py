@@ -129,10 +129,13 @@ class IncompleteUStatistic(BlockAverage):
         return torch.tensor(_permuted_blocks(count, self.size, self.permutations, self.seed))
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _permuted_blocks(count: int, size: int, permutations: int, seed: int) -> list[list[int]]:
     """Drawn by NumPy, from a generator of their own: no global state is touched, and tracers see constants."""
     generator, used = np.random.default_rng(seed), count - count % size
     orders = [generator.permutation(count)[:used] for _ in range(permutations)]
     found: list[list[int]] = np.concatenate(orders).reshape(-1, size).tolist()
     return found
+
+
+# What torch.compiler.assume_constant_result sets; calling it would import the whole compiler with this package.
+_permuted_blocks._dynamo_marked_constant = True  # type: ignore[attr-defined]

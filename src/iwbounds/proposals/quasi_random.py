@@ -237,7 +237,6 @@ def _normal(words: Tensor, fraction: Tensor, half: int) -> Tensor:
     return x.clamp_(-end, end).erfinv_().mul_(math.sqrt(2))
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _table(dimensions: int, log_count: int, bits: int, device: torch.device) -> Tensor:
     """The cached table. To torch.compile it is a constant: SobolEngine cannot be traced."""
     return _made_table(dimensions, log_count, bits, device)
@@ -254,3 +253,7 @@ def _made_table(dimensions: int, log_count: int, bits: int, device: torch.device
     points = engine.draw(2**log_count, dtype=torch.float64).mul_(2**_TABLE_BITS).to(torch.int32)
     words: Tensor = (points >> (_TABLE_BITS - bits)) - 2 ** (bits - 1)
     return words.to(device)
+
+
+# What torch.compiler.assume_constant_result sets; calling it would import the whole compiler with this package.
+_table._dynamo_marked_constant = True  # type: ignore[attr-defined]
