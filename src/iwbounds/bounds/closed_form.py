@@ -35,8 +35,8 @@ class ClosedForm(Bound):
         if torch.compiler.is_compiling() and not self.traceable:
             # Not repr(self): the compiler cannot trace a dataclass's, and would raise an error of its own instead.
             raise RuntimeError(
-                f"iwbounds: torch.compile cannot trace {type(self).__name__}, whose steps depend on the weights. Call it "
-                "outside the compiled function, or use IncompleteUStatistic or Jackknife(1)."
+                f"iwbounds: torch.compile cannot trace {type(self).__name__}, whose steps depend on the weights. "
+                "Call it outside the compiled function, or use IncompleteUStatistic or Jackknife(1)."
             )
         value: Tensor = _ValueWithGradient.apply(self.checked(log_w), self)[0]  # type: ignore[no-untyped-call]
         return value
