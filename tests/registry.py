@@ -58,6 +58,7 @@ JUMPING: dict[str, Callable[[], iw.Bound]] = {
 PATHWISE: dict[str, Callable[[], iw.Gradient]] = {
     "reparameterized": iw.Reparameterized,
     "dreg": iw.DReG,
+    "control variate": lambda: iw.Reparameterized(control_variate=True),
 }
 """Unbiased estimators for reparameterised proposals."""
 

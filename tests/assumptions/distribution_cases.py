@@ -32,6 +32,8 @@ class Case:
     density: Callable[..., distributions.Distribution] | None = None
     """The same density built plainly, where ``make``'s can only be evaluated at its own samples."""
     may_refuse: bool = False
+    data: int = 20_000
+    """How many gradients are averaged."""
 
     def batch(self, size: int) -> dict[str, Tensor]:
         """The parameters, once per datum: their gradients are then one per datum."""
@@ -197,6 +199,12 @@ CASES = {
     ),
     "VonMises": Case({"loc": 0.3, "concentration": 1.4}, D.VonMises, circle),
     "Weibull": Case({"scale": 1.1, "concentration": 1.8}, D.Weibull, positive),
+    "Wishart": Case(
+        {"df": 4.0, "scale_tril": [[6 * entry for entry in row] for row in CORNER]},  # wide: a score of less variance
+        lambda df, scale_tril: D.Wishart(df, scale_tril=scale_tril.tril()),
+        score=True,
+        data=200_000,
+    ),
     "Independent of Normal": Case(
         {"loc": [0.3, -0.2], "scale": [0.8, 0.6]}, lambda loc, scale: Independent(D.Normal(loc, scale), 1), score=True
     ),

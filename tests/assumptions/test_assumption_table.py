@@ -109,3 +109,18 @@ def test_an_antithetic_pair_gets_the_gradient_of_its_own_expected_bound():
     torch.testing.assert_close(found.sum(), truth, rtol=1e-10, atol=0)
     with pytest.raises(ValueError, match="depend on each other"):
         iw.estimate(log_density, q, gradient=iw.DReG(), num_samples=2)
+
+
+@pytest.mark.parametrize("name", sorted(PATHWISE))
+def test_given_samples_do_not_turn_what_is_no_path_into_one(name):
+    """Samples of a straight-through estimator carry a graph; the proposal says that its derivative is none."""
+    loc = torch.zeros(3, requires_grad=True)
+    q = proposal({"reparameterized": False}, loc)
+    z = q.sample((4,))
+    with pytest.raises(ValueError, match=rf"{name}.*reparameterised proposal.*What fits: VIMCO"):
+        iw.estimate(log_joint, q, gradient=GRADIENTS[name], samples=z)
+    found, expected = (
+        torch.autograd.grad(iw.estimate(log_joint, q, gradient=g, samples=z).value.sum(), loc)[0]
+        for g in (None, iw.VIMCO())
+    )
+    assert torch.equal(found, expected)

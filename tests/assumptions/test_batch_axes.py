@@ -19,8 +19,9 @@ def log_joint(z):
     [
         (torch.randn(3), r"no axis for the samples"),
         (torch.randn(5, 1), r"leading axes of the log-densities, \(5, 3\).*got a latent of shape \(5, 1\)"),
+        (torch.randn(5, 1, 3), r"proposal's batch \(3,\).*shape \(5, 1, 3\), whose batch is another"),
     ],
-    ids=["without a sample axis", "broadcast"],
+    ids=["without a sample axis", "broadcast", "an axis too many"],
 )
 @pytest.mark.parametrize("gradient", [iw.Reparameterized(), iw.VIMCO()], ids=repr)
 def test_samples_of_another_batch_are_refused(samples, message, gradient):

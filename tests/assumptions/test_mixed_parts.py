@@ -63,6 +63,13 @@ def test_other_parts_are_refused(arrange, found):
         gradients(arrange)
 
 
+def test_parts_of_another_shape_or_without_a_density_are_refused():
+    with pytest.raises(ValueError, match=r"one shape.*got \(5, 4\) and \(5, 1\)"):
+        gradients(lambda parts: parts | {"d": parts["d"][:, :1]})
+    with pytest.raises(TypeError, match=r"expected log_prob of the proposal to give one tensor.*got NoneType"):
+        gradients(lambda parts: parts | {"d": None})
+
+
 def test_samples_of_another_structure_are_refused():
     _, sample, parts, log_joint = model()
     q = iw.Proposal(lambda shape: tuple(sample(shape).values()), parts, reparameterized=ROLES)

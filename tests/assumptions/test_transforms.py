@@ -37,6 +37,13 @@ def test_a_traced_incomplete_statistic_replays_its_own_permutations():
     torch.testing.assert_close(make_fx(bound)(x)(2 * x), bound(2 * x), rtol=1e-12, atol=1e-12)
 
 
+def test_what_hides_the_range_of_the_weights_from_a_u_statistic_is_refused():
+    bound, x = iw.UStatistic(2), log_weights()
+    for call in (lambda: make_fx(bound)(x), lambda: torch.vmap(torch.func.grad(bound), in_dims=1)(x)):
+        with pytest.raises(RuntimeError, match="iwbounds: a U-statistic chooses its quadrature"):
+            call()
+
+
 @pytest.fixture
 def compiler():
     before = torch.distributions.Distribution._validate_args

@@ -5,11 +5,11 @@ import weakref
 import pytest
 import torch
 from torch.distributions import Bernoulli, Exponential, Independent, Normal, Uniform
-from torch.profiler import ProfilerActivity, profile
 
 import iwbounds as iw
 from iwbounds.engine.request import complete
 from iwbounds.engine.samples import blocks, chunks
+from tests.oracles.memory import peak_of_live_tensors
 from tests.registry import BOUNDS, PATHWISE, SCORE
 
 B, D, K = 5, 3, 78
@@ -243,16 +243,3 @@ def test_peak_memory_does_not_grow_with_the_number_of_samples(gradient):
 
     more_latents = 1800 * loc.numel() * loc.element_size()
     assert peak(2000) - peak(200) < more_latents / 10
-
-
-def peak_of_live_tensors(step):
-    """Bytes above what was allocated before ``step``."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
-        step()
-    events = [event for event in found.profiler.kineto_results.events() if event.name() == "[memory]"]
-    live = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        live += event.nbytes()
-        peak = max(peak, live)
-    assert peak > 0
-    return peak

@@ -151,9 +151,15 @@ def _log_q(request: Request, latents: Latents, log_prob: LogProb | None = None) 
 
 
 def _sum(parts: list[Tensor]) -> Tensor:
-    """The log-density of all parts; what is no tensor goes on as it is, to be refused."""
+    """The log-density of all parts."""
     total = parts[0]
     for part in parts[1:]:
+        if part.shape != total.shape:
+            raise ValueError(
+                "expected log_prob to give log-densities of one shape (num_samples, *batch) for all parts; got "
+                f"{tuple(total.shape)} and {tuple(part.shape)}. Nothing is broadcast: expand the smaller one, or sum "
+                "over event dimensions (Independent)."
+            )
         total = total + part
     return total
 
@@ -163,15 +169,15 @@ def _refuse_unfit(request: Request, latents: Latents, log_q: Tensor) -> None:
     needs_own = request.proposal.needs_own_samples
     if not request.differentiate or not (request.unfit or request.gradient.pathwise or needs_own):
         return
-    parts = [latents] if isinstance(latents, Tensor) else latent_leaves(latents)
-    trained, on_path = log_q.requires_grad, any(z.requires_grad for z in request.proposal.latent_parts(latents))
+    parts = [latents] if isinstance(latents, Tensor) else request.proposal.latent_parts(latents)
+    trained, on_path = log_q.requires_grad, any(z.requires_grad for z in parts)
     if request.unfit is not None and (trained or on_path):
         raise ValueError(request.unfit)
     if request.gradient.pathwise and trained and not on_path:
         raise ValueError(_no_path_message(request.proposal))
     if not (needs_own and on_path) or request.gradient.total or not request.gradient.pathwise:
         return
-    if compiling() or len(parts) > 1:
+    if compiling() or len(latent_leaves(latents)) > 1:
         raise ValueError(
             f"{request.gradient!r} takes the derivative of log q at copies of the samples "
             f"({'under torch.compile' if compiling() else 'as there are several parts'}), but {request.proposal.name} "

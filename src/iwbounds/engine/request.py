@@ -127,7 +127,8 @@ def complete(
     _check_rule(bound, chosen, proposal_bound, count, given, samples)
     if given.needs_own_samples:
         _refuse_parts(given, chunk_size=chunk_size, backward_samples=backward_samples)
-    if chosen.pathwise and not _has_path(given) and (samples is None or given.mixed):
+    # Given samples without a graph may still serve a frozen proposal; a path that is no derivative serves nothing.
+    if chosen.pathwise and not _has_path(given) and (samples is None or live or given.mixed):
         raise ValueError(_no_path_message(given, chosen, bound, count))
     differentiate = torch.is_grad_enabled()
     if differentiate:
@@ -237,7 +238,7 @@ def _refuse_parts(proposal: Proposal, **options: int | None) -> None:
 
 def _default(bound: Bound, proposal: Proposal, count: int, live: bool | None) -> Gradient:
     """The first estimator of choice that fits; where none does, one that is refused if there is anything to train."""
-    pathwise = _has_path(proposal) if live is None else live and not proposal.mixed
+    pathwise = _has_path(proposal) and live is not False
     candidates: list[Gradient] = []
     if pathwise:
         candidates += (

@@ -157,8 +157,16 @@ class SubsetAverages(LogSums):
 
 def _longest(ranges: Tensor) -> float:
     """The longest finite range; 0 for an empty batch."""
-    finite = ranges[ranges.isfinite()]
-    return float(finite.max()) if finite.numel() else 0.0
+    try:
+        finite = ranges[ranges.isfinite()]
+        return float(finite.max()) if finite.numel() else 0.0
+    except RuntimeError as error:
+        if not any(word in str(error) for word in ("vmap", "trac")):
+            raise
+        raise RuntimeError(
+            "iwbounds: a U-statistic chooses its quadrature by the range of the weights, which neither make_fx nor a "
+            "derivative under vmap shows. Call it outside, or use IncompleteUStatistic."
+        ) from error
 
 
 @lru_cache

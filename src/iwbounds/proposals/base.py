@@ -122,6 +122,12 @@ class Proposal:
         check_structure(f"log_prob of {self.name}", log_q, self.reparameterized)
         parts: list[Any] = []
         map_latents(lambda flag, part: parts.append(part) if flag is not None else None, self.reparameterized, log_q)
+        other = [type(part).__name__ for part in parts if not isinstance(part, Tensor)]
+        if other:
+            raise TypeError(
+                f"expected log_prob of {self.name} to give one tensor (num_samples, *batch) for each part that is "
+                f"drawn; got {other[0]} for one. Only parts with reparameterized=None have no log-density."
+            )
         return parts
 
 

@@ -151,6 +151,9 @@ def has_path(distribution: Distribution) -> bool:
         return False
     if is_plain(distribution):
         return True
+    # Wishart takes its draws for singular ones and mends them in place, after which autograd refuses their backward.
+    if isinstance(distribution, distributions.Wishart):
+        return False
     layers = list(_layers(distribution))
     if any("StraightThrough" in base.__name__ for layer in layers for base in type(layer).__mro__):
         return False
