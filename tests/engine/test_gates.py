@@ -4,7 +4,9 @@ import math
 
 import pytest
 import torch
+from torch.distributions import Normal
 
+import iwbounds as iw
 from iwbounds.engine.autograd import gate, linearize, with_ratio
 
 K, B = 3, 4
@@ -66,3 +68,47 @@ def test_a_ratio_is_not_rounded_to_the_latents_half_precision():
     (found,) = torch.autograd.grad((with_ratio(gated.float(), companions, model, path) * model * 85).sum(), z)
     assert found.dtype == torch.bfloat16
     assert math.isclose(found[0, 0].item(), 256.0)  # 255 · (1 + 2⁻⁸) = 255.996; a rounded ratio is 1, and gives 255
+
+
+class ThreeChannels(iw.Gradient):
+    """Each coefficient is its own, so that none can stand in for another."""
+
+    pathwise = True
+
+    def coefficients(self, bound, log_w):
+        c = bound.differentiate(log_w).gradient
+        return iw.Coefficients(c, 0.7 * c, 0.3 - c)
+
+
+@pytest.mark.parametrize("parts", [1, 2], ids=["one tensor", "two parts"])
+@pytest.mark.parametrize("callables", [True, False], ids=["callables", "distribution"])
+def test_each_of_three_coefficients_reaches_its_own_channel(parts, callables):
+    """The definition, term by term: a ∂log p/∂θ, b (∂log p/∂z − ∂log q/∂z) ∂z/∂φ, and s ∂log q/∂φ at fixed z."""
+    torch.manual_seed(0)
+    loc = torch.linspace(-0.5, 0.5, B, dtype=torch.float64).requires_grad_()
+    theta = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+    noise = torch.randn(parts, K, B, dtype=torch.float64)
+
+    def log_p(theta, z):
+        return sum(-(theta * part).cosh() - part.square() for part in z)
+
+    def log_q(loc, z):
+        return sum(Normal(loc, 0.8).log_prob(part) for part in z)
+
+    z = [loc + 0.8 * part for part in noise]
+    one = parts == 1
+    if callables or not one:
+        q = iw.Proposal(lambda shape: None, lambda z: log_q(loc, [z] if one else z))
+    else:
+        q = Normal(loc, 0.8)
+    value = iw.estimate(
+        lambda z: log_p(theta, [z] if one else z), q, iw.IWAE(), ThreeChannels(), samples=z[0] if one else tuple(z)
+    ).value
+    found = torch.autograd.grad(value.sum(), (theta, loc), retain_graph=True)
+
+    fixed = [part.detach() for part in z]
+    c = (log_p(theta, fixed) - log_q(loc, fixed)).detach().softmax(0)
+    (of_theta,) = torch.autograd.grad((c * log_p(theta, fixed)).sum(), theta)
+    path = (0.7 * c * (log_p(theta.detach(), z) - log_q(loc.detach(), z))).sum()
+    (of_loc,) = torch.autograd.grad(path + ((0.3 - c) * log_q(loc, fixed)).sum(), loc)
+    torch.testing.assert_close(found, (of_theta, of_loc), rtol=1e-10, atol=1e-12)
