@@ -131,12 +131,6 @@ def check_leading_axes(leaves: list[Tensor], log_q: Tensor, batch_shape: tuple[i
             f"their log-density has shape {tuple(log_q.shape)}, which leaves no axis for the samples. Add it in front: "
             "samples.unsqueeze(0) is one sample."
         )
-    if batch_shape and log_q.shape[1:] != batch_shape:
-        raise ValueError(
-            f"expected samples of shape (num_samples, *batch, *event) with the proposal's batch {tuple(batch_shape)}; "
-            f"their log-density has shape {tuple(log_q.shape)}, whose batch is another. Nothing is broadcast: draw the "
-            "samples with q.rsample((num_samples,))."
-        )
     for leaf in leaves:
         if leaf.shape[: log_q.ndim] != log_q.shape:
             raise ValueError(
