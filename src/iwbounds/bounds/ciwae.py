@@ -42,6 +42,8 @@ class CIWAE(PowerMean):
     direction = Direction.LOWER
 
     def __post_init__(self) -> None:
+        # Outside, the combination is no longer convex: it could exceed IWAE, and the direction would be lost. NaN fails
+        # too.
         if not 0 <= self.beta <= 1:
             raise ValueError(f"expected beta in [0, 1]; got {self.beta}. 0 is IWAE, 1 is the ELBO.")
 

@@ -75,4 +75,5 @@ class CUBO(PowerMean):
         Edge cases: a −inf log-weight adds 0, with gradient 0. Overflows to +inf above about n log(w/s) = 88 in float32.
         """
         log_w = promoted(log_w)
+        # No maximum is taken out: it would depend on these weights, and the mean would no longer be unbiased.
         return torch.exp(self.power * (log_w - log_scale)).mean(0)

@@ -45,6 +45,8 @@ class Renyi(PowerMean):
     alpha: float
 
     def __post_init__(self) -> None:
+        # Infinite orders have a meaning (the largest and the smallest weight); NaN has none, and would compare False
+        # below.
         if math.isnan(self.alpha):
             raise ValueError("expected a real alpha or ±infinity; got NaN. Use alpha=0 for IWAE, alpha=1 for the ELBO.")
 

@@ -92,6 +92,8 @@ def accumulate(
         else check_whole_number("chunk_size", chunk_size, 1, "Take at least 1; None takes all.")
     )
     count = _num_samples(samples, num_samples)
+    # Samples × data within the budget: first all samples of fewer data, as one datum's samples share its encoder;
+    # samples are split only where a single datum exceeds it.
     live = min(count if chunk_size is None else chunk_size, budget)
     chunk_size = live if live < count else chunk_size
     size, step = batch_size(x), max(1, budget // live)
@@ -118,6 +120,7 @@ def accumulate(
             drawn = None if samples is None else map_latents(lambda z, part=part: z[:, part], given)
             found = part_of(map_latents(lambda leaf, part=part: leaf[part], data), drawn)
             whole = whole or _empty_like(found, size)
+            # Written to their place: a list of parts to concatenate would hold them twice.
             whole.value[part], whole.log_weights[:, part] = found.value, found.log_weights
     assert whole is not None, "there is at least one part, be it empty"
     if gradient is not None and torch.is_grad_enabled():
@@ -147,6 +150,7 @@ class _Boundary:
     def _leaf(self, z: Any) -> Any:
         if not (isinstance(z, Tensor) and z.requires_grad and z.grad_fn is not None and torch.is_grad_enabled()):
             return z
+        # Each part backpropagates to this leaf and no further: the network that made x is walked once, at the end.
         leaf = z.detach().requires_grad_()
         self._pairs.append((z, leaf))
         return leaf
@@ -177,6 +181,7 @@ def _find_distributed(model: Any) -> bool:
         return any(map(_find_distributed, [model.func, *model.args, *model.keywords.values()]))
     cells = [cell.cell_contents for cell in getattr(model, "__closure__", None) or () if _is_filled(cell)]
     owner = getattr(model, "__self__", None)
+    # Globals that the function names: a script's model is rarely passed, it is just there.
     used = getattr(getattr(model, "__code__", None), "co_names", ())
     named = [getattr(model, "__globals__", {}).get(name) for name in used]
     modules = [owner, *vars(owner).values()] if hasattr(owner, "__dict__") else [owner]
@@ -207,6 +212,7 @@ def _weight(size: int, part_size: int, value: Tensor) -> float:
             f"expected model to return a proposal whose batch shape starts with the {part_size} data it was given; got "
             f"{tuple(value.shape)}. Expand its parameters over the data."
         )
+    # max(1, …): an empty batch has no mean, and no data either.
     return -1 / max(1, size * value[:1].numel())
 
 

@@ -59,6 +59,7 @@ def first_pass(option: str) -> Iterator[None]:
         with torch.no_grad():
             yield
     except RuntimeError as error:
+        # torch has no class for this error; the words are those of autograd.grad.
         if "does not require grad" not in str(error):
             raise
         raise RuntimeError(
@@ -80,12 +81,15 @@ def attach(value: Tensor, channels: Iterable[Channel]) -> Tensor:
     own would hide from a compiler that the value depends on the tensors: their random numbers were then drawn twice,
     once for each of its two graphs.)
     """
+    # A frozen model or proposal has no channel, and costs nothing in the backward.
     live = [(t, m) for t, m in channels if t is not None and m is not None and t.requires_grad]
     if not live:
         return value
+    # Product and sum, not einsum or matmul: their backwards would save and multiply what is not needed.
     carrier = _per_datum(live[0][0] * live[0][1], value.ndim)
     for tensor, multiplier in live[1:]:
         carrier = carrier + _per_datum(tensor * multiplier, value.ndim)
+    # Through a detached view: autograd does not see it, and the backward of a sum reads no value.
     carrier.detach().copy_(value)
     if not compiling():
         carrier.register_hook(lambda grad: _refuse_second(grad, [t for t, _ in live]))  # type: ignore[no-untyped-call]
@@ -100,6 +104,7 @@ def _per_datum(product: Tensor, batch_ndim: int) -> Tensor:
 
 def _refuse_second(grad: Tensor, tensors: list[Tensor]) -> Tensor | None:
     """With ``create_graph``, make any further derivative raise: the multipliers are constants, so it would be wrong."""
+    # In a backward gradients are on only under create_graph=True, that is, if a second derivative is wanted.
     if not torch.is_grad_enabled():
         return None
     return _DifferentiableOnce.apply(grad, *tensors)  # type: ignore[no-any-return, no-untyped-call]
@@ -136,6 +141,7 @@ def gate(latents: Latents, reparameterized: Any) -> tuple[Latents, list[Tensor]]
     def through(z: Tensor, flag: bool | None) -> Tensor:
         if not _on_path(z, flag):
             return z
+        # One companion per part: parts differ in shape, and each ratio must arrive in that of its part.
         gated, companion = _Gate.apply(z)  # type: ignore[no-untyped-call]
         companions.append(companion)
         return gated  # type: ignore[no-any-return]
@@ -152,6 +158,7 @@ def with_ratio(density: Tensor, companions: list[Tensor], model: Tensor, path: T
     """
     if not companions:
         return density
+    # The coefficients are detached and in float32 or more: a ratio of such underflows nowhere that matters.
     ratio = (path / model).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
     shaped = [ratio.reshape(ratio.shape + (1,) * (z.ndim - ratio.ndim)) for z in companions]
     return _Ratio.apply(density, *companions, *shaped)  # type: ignore[no-untyped-call, no-any-return]
@@ -166,6 +173,7 @@ class _Gate(torch.autograd.Function):
 
     @staticmethod
     def backward(_ctx: Any, grad: Tensor, ratio: Tensor) -> Tensor:
+        # Multiplied in float32 where the latents are half: b/a may lie outside float16's range.
         return (grad * ratio).to(grad.dtype)
 
 
@@ -182,6 +190,7 @@ class _Ratio(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         ratios = [ratio.expand(shape) for ratio, shape in zip(ctx.saved_tensors, ctx.shapes, strict=True)]
+        # The ratio is no gradient of anything: autograd only carries it to the gate, which runs after this node.
         return grad, *ratios, *(None for _ in ratios)
 
 
@@ -210,13 +219,16 @@ def linearize(
     """
     if compiling():
         return _linearize_traced(density, latents, reparameterized)
+    # With one part the graph passes through z alone: the partial derivative is taken there, at the very tensor.
     joined = own_samples and len(latent_leaves(latents)) == 1
     copies = latents if joined else map_latents(_cut, latents, reparameterized)
+    # Once: what follows takes derivatives of this evaluation, and never calls the user's function again.
     value = density(copies)
     at, live = _on_paths(copies, reparameterized), _on_paths(latents, reparameterized)
     # An edge of the graph stands for the tensor: it keeps no values alive.
     edges = [GradientEdge(z.grad_fn, z.output_nr) if z.grad_fn is not None else z for z in at]
 
+    # No path, or a density that depends on nothing: a constant, whose slope is zero.
     if not (edges and value.requires_grad):
         return Linearized(value, lambda _multiplier, _keep: [], joined)
     # Made now, beside the density: autograd walks the latest nodes first, so that chunk follows chunk in the backward.
@@ -224,6 +236,7 @@ def linearize(
     through = _Path.apply(value.detach(), taken, *live)  # type: ignore[no-untyped-call]
 
     def path(multiplier: Tensor | None, keep_graph: bool) -> list[Channel]:
+        # Known only with the coefficients: a score channel walks the same graph after the slope is taken.
         taken.keep_graph = keep_graph
         return [(through, multiplier)]
 
@@ -232,6 +245,7 @@ def linearize(
 
 def _on_path(z: Tensor, reparameterized: bool | None) -> bool:
     """Whether a backward will walk through this part; not in a first pass, which gets the latents as they are."""
+    # None, for a part that is carried, counts as no path.
     return bool(reparameterized) and z.requires_grad and torch.is_grad_enabled()
 
 
@@ -305,6 +319,7 @@ def _linearize_traced(density: Callable[[Latents], Tensor], latents: Latents, re
         left = iter(leaves)
         return density(map_latents(lambda z, flag: next(left) if _on_path(z, flag) else z, latents, reparameterized))
 
+    # Detached leaves inside the trace: compiled code has no identity of tensors to preserve.
     value, pull = torch.func.vjp(of_live, *[z.detach() for z in live])  # type: ignore[misc]
 
     def path(multiplier: Tensor | None, _keep_graph: bool) -> list[Channel]:

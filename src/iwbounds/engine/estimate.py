@@ -99,6 +99,7 @@ def estimate(
         scaled_likelihood=scaled_likelihood,
     )
     found = run(request, keep_samples)
+    # A default gradient is new in every call, and has no state that could learn.
     if gradient is not None and request.differentiate:
         gradient.update(found.value.detach())
     return found
@@ -106,6 +107,7 @@ def estimate(
 
 def run(request: Request, keep_samples: bool = False) -> Estimate:
     """The estimate that a completed request asks for."""
+    # None: chunks draw block by block, and nobody ever holds all samples.
     latents = request.all_samples() if request.chunk_size is None or keep_samples else None
     if request.backward_samples is not None:
         return _run_on_few(request, request.all_samples() if latents is None else latents, keep_samples)
@@ -124,6 +126,7 @@ def _run_on_few(request: Request, latents: Latents, keep_samples: bool) -> Estim
         log_w = _evaluated(request, latents).log_w
         value, coefficients = request.evaluate(log_w)
     assert coefficients is not None, "gradients are on"
+    # Gathered from the latents in the graph: the rows that are left out get no gradient, which is the point.
     chosen, kept = resampled(latents, coefficients, request.backward_samples)
     channels = _evaluated(replace(request, count=request.backward_samples), chosen).channels(kept)
     value = attach(value, [*channels, *kept.extra])

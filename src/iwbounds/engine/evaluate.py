@@ -35,6 +35,7 @@ class Evaluated(NamedTuple):
 
 def evaluate(request: Request, latents: Latents) -> Evaluated:
     """Both densities at ``latents``, by the cheapest way that serves the gradient asked for."""
+    # From the cheapest requirement to the dearest: no path; one coefficient for all; one gate; two linearisations.
     if not request.gradient.pathwise:
         return _with_fixed_samples(request, latents)
     if request.total:
@@ -59,6 +60,8 @@ def _behind_one_gate(request: Request, latents: Latents) -> Evaluated:
     """
     proposal = request.proposal
     gated, companions = gate(latents, proposal.reparameterized)
+    # Detached parameters where there is a gate, as the score channel is apart; without one (a frozen proposal, no
+    # gradients) the density as it is saves the copy.
     log_q = _log_q(request, gated, proposal.fixed_log_prob if companions else None)
     _refuse_unfit(request, latents, log_q)
     live = _log_ratio(check_log_joint(request.log_joint(gated), log_q), log_q)
@@ -67,6 +70,7 @@ def _behind_one_gate(request: Request, latents: Latents) -> Evaluated:
         a, b, s = _three(coefficients)
         found: list[Channel] = [(with_ratio(live, companions, a, b), a)]
         if s is not None:
+            # Detached latents: the score is of explicit parameters at fixed z.
             found.append((_log_q(request, map_latents(Tensor.detach, latents)), s))
         return found
 
@@ -76,6 +80,7 @@ def _behind_one_gate(request: Request, latents: Latents) -> Evaluated:
 def _with_separate_paths(request: Request, latents: Latents) -> Evaluated:
     """Three channels: the log-proposal linearised, the log-joint behind a gate or, where b/a may be infinite, too."""
     proposal, total = request.proposal, request.gradient.total
+    # log q gets the samples themselves, which it may recognise; the log-joint may not rely on that.
     q = linearize(lambda z: _log_q(request, z), latents, proposal.reparameterized, own_samples=True)
     _refuse_unfit(request, latents, q.value)
     gated, companions = gate(latents, proposal.reparameterized) if request.gate else (latents, [])
@@ -90,6 +95,7 @@ def _with_separate_paths(request: Request, latents: Latents) -> Evaluated:
         a, b, s = _three(coefficients)
         # Where the explicit parameters and the path share a graph, a score coefficient has sent s down the path too.
         correction = -b if s is None or not q.joined else -(b + s)
+        # Joined, the total derivative (s = −b) is the density as it stands: its path needs no channel of its own.
         of_q = [(q.value, s), *q.path(None if total and q.joined else correction, s is not None)]
         if p is None:
             return [(with_ratio(log_p, companions, a, b), a), *of_q]
@@ -114,6 +120,7 @@ def _with_fixed_samples(request: Request, latents: Latents) -> Evaluated:
         a, s = coefficients.model, coefficients.score
         if not proposal.mixed:
             return [(log_p, a), (log_q, s)]
+        # A reparameterised part's log q is under the bound: log w = log p − log q, whose coefficient is c = a.
         minus_a = None if a is None else -a
         flags = [flag for flag in latent_leaves(proposal.reparameterized) if flag is not None]
         return [(log_p, a), *((part, minus_a if flag else s) for part, flag in zip(parts, flags, strict=True))]
@@ -128,6 +135,7 @@ def _three(coefficients: Coefficients) -> tuple[Tensor, Tensor, Tensor | None]:
     if used is None:
         raise ValueError("a pathwise Gradient must give model or path coefficients; got None for both.")
     return (
+        # Zeros rather than None: b/a and −b below are tensors, and a user's Gradient may give one channel alone.
         used if a is not None else torch.zeros_like(used),
         torch.zeros_like(used) if b is None else b,
         coefficients.score,
@@ -136,6 +144,7 @@ def _three(coefficients: Coefficients) -> tuple[Tensor, Tensor, Tensor | None]:
 
 def _log_ratio(log_p: Tensor, log_q: Tensor) -> Tensor:
     """log p − log q in at least float32."""
+    # Promoted before the subtraction: in float16 two log-densities of −1000 leave a difference of whole nats.
     dtype = torch.promote_types(log_q.dtype, torch.float32)
     return log_p.to(dtype) - log_q.to(dtype)
 
@@ -144,6 +153,7 @@ def _log_q(request: Request, latents: Latents, log_prob: LogProb | None = None) 
     """The proposal's log-density (or ``log_prob`` in its stead), of a known shape ``(K, *batch)``."""
     proposal = request.proposal
     if isinstance(proposal.reparameterized, bool):
+        # One density: no structure to match, and the commonest case by far.
         found = (log_prob or proposal.log_prob)(latents)
     else:
         found = _sum(proposal.log_prob_parts(latents, log_prob))
@@ -169,6 +179,7 @@ def _refuse_unfit(request: Request, latents: Latents, log_q: Tensor) -> None:
     needs_own = request.proposal.needs_own_samples
     if not request.differentiate or not (request.unfit or request.gradient.pathwise or needs_own):
         return
+    # Seen at the densities, not asked of the proposal: who has nothing to train may use any estimator.
     parts = [latents] if isinstance(latents, Tensor) else request.proposal.latent_parts(latents)
     trained, on_path = log_q.requires_grad, any(z.requires_grad for z in parts)
     if request.unfit is not None and (trained or on_path):

@@ -50,6 +50,8 @@ class Request:
 
     def draw(self, count: int) -> Latents:
         """``count`` samples, in the graph where the gradient follows a path through them or needs what they carry."""
+        # Outside the graph where nothing follows it: a score-function gradient then keeps no activations of the
+        # sampler.
         follows = self.gradient.pathwise or self.proposal.carries or self._follows_parts
         with nullcontext() if follows else torch.no_grad():
             latents = self.proposal.sample((count,))
@@ -86,12 +88,14 @@ class Request:
 
         The model's are those of ``bound``; path and score are those of ``proposal_bound`` where there is one.
         """
+        # A random bound is drawn once here: value and coefficients must be of the same draw.
         bound = self.bound.frozen(log_w)
         if not self.differentiate:
             return bound(log_w), None
         if self.proposal_bound is None:
             return self.gradient.evaluate(bound, log_w)
         value, c, _ = bound.differentiate(log_w)
+        # Two bounds: the model's coefficient from one, path and score from the other, at the same weights.
         other = self.gradient.coefficients(self.proposal_bound.frozen(log_w), log_w)
         return value, Coefficients(c, other.path, other.score, other.extra)
 
@@ -111,17 +115,20 @@ def complete(
 ) -> Request:
     """The arguments of :func:`iwbounds.estimate`, completed and checked; it raises what they are wrong for."""
     _check_kinds(log_joint, bound, gradient, proposal_bound)
+    # Kinds first: everything below asks questions that only the right kinds can answer.
     given = as_proposal(proposal)
     if isinstance(given, ExtendedProposal):
         log_joint, given = given.extend(log_joint)
     if num_samples is not None:
         num_samples = check_whole_number("num_samples", num_samples, 1, "Draw at least 1.")
+    # Before anything is drawn, as it says how much that is.
     if bound.chooses_num_samples:
         _refuse_count(bound, given, num_samples, samples)
         bound, num_samples = bound.frozen_level()  # type: ignore[attr-defined]
     count = check_latents(samples, num_samples) if samples is not None else num_samples or DEFAULT_NUM_SAMPLES
     chunk_size = _part_of(count, "chunk_size", chunk_size)
     backward_samples = _part_of(count, "backward_samples", backward_samples)
+    # None: not known yet, as they are still to be drawn; then the proposal's word is taken.
     live = None if samples is None else any(z.requires_grad for z in given.latent_parts(samples))
     chosen = gradient or _default(bound, given, count, live)
     _check_rule(bound, chosen, proposal_bound, count, given, samples)
@@ -167,10 +174,12 @@ def _part_of(count: int, name: str, value: int | None) -> int | None:
     if value is None:
         return None
     size = check_whole_number(name, value, 1, "Take at least 1; None takes all.")
+    # All of them is None: the engine then has one way less, without copies or a second pass.
     return size if size < count else None
 
 
 def _check_kinds(log_joint: object, bound: object, gradient: object, proposal_bound: object) -> None:
+    # Swapped arguments are the commonest mistake. The kinds are named, as a user's Proposal may well be callable.
     if isinstance(log_joint, Distribution | Proposal | ExtendedProposal) or not callable(log_joint):
         raise TypeError(
             "expected log_joint to be a callable from latents to (num_samples, *batch) nats; got "
@@ -183,6 +192,7 @@ def _check_kinds(log_joint: object, bound: object, gradient: object, proposal_bo
     ):
         if isinstance(value, kind) or (value is None and name != "bound"):
             continue
+        # iw.IWAE for iw.IWAE(): a class has all the attributes, and would fail far from here.
         found = f"the class {value.__name__}" if isinstance(value, type) else repr(value)
         made = f"Make an instance of it: {value.__name__}(…)." if isinstance(value, type) else f"Pass {example}."
         raise TypeError(f"expected {name} to be an instance of iwbounds.{kind.__name__}; got {found}. {made}")
@@ -217,6 +227,7 @@ def _check_rule(
             f"{bound!r} is an upper bound at draws of the posterior alone, and estimate draws from the proposal. Pass "
             "posterior draws as samples=, or call iw.sandwich."
         )
+    # The bound that path and score follow; the model's channel is c, which every bound has.
     gradient.check(proposal_bound or bound)
     bound.check_count(count)
     if proposal_bound is not None:
@@ -244,6 +255,7 @@ def _default(bound: Bound, proposal: Proposal, count: int, live: bool | None) ->
         candidates += (
             [DReG(), Reparameterized()] if bound.smooth and not proposal.needs_own_samples else [Reparameterized()]
         )
+    # In the order of their variance where they fit; VIMCO has others to compare with from two samples on.
     candidates.append(VIMCO() if count >= 2 else ScoreFunction())
     return next((candidate for candidate in candidates if _unfit(candidate, proposal) is None), candidates[-1])
 

@@ -20,6 +20,7 @@ __all__ = ["copy_probabilities", "resampled", "resampling_variance", "systematic
 def copy_probabilities(coefficients: Coefficients) -> Tensor:
     """p ∝ max(|a|, |b|, |s|) per datum, ``(K, *batch)`` float64; uniform for a datum without any coefficient."""
     used = [c.abs() for c in (coefficients.model, coefficients.path, coefficients.score) if c is not None]
+    # The largest of the three: a probability of 0 where one of them is not would lose its term, and the unbiasedness.
     size = torch.stack(used).amax(0).double()
     total = size.sum(0, keepdim=True)
     return torch.where(total == 0, 1 / size.shape[0], size / total)
@@ -27,11 +28,14 @@ def copy_probabilities(coefficients: Coefficients) -> Tensor:
 
 def systematic_indices(probabilities: Tensor, uniform: Tensor, count: int) -> Tensor:
     """Indices ``(count, *batch)`` of systematic resampling along axis 0, given one ``uniform`` number per datum."""
+    # searchsorted wants its axis last and contiguous; it warns, and copies, otherwise.
     cumulative = probabilities.movedim(0, -1).contiguous().cumsum(-1)
+    # Ends at exactly 1, so that rounding sends no position past the last sample.
     cumulative = cumulative / cumulative[..., -1:]
     steps = torch.arange(count, dtype=uniform.dtype, device=uniform.device)
     positions = ((steps + uniform.unsqueeze(-1)) / count).contiguous()
     indices = torch.searchsorted(cumulative, positions, right=True)
+    # A position that rounds up to 1 would be one past the end; NaN probabilities end there too.
     return indices.clamp_max(probabilities.shape[0] - 1).movedim(-1, 0)
 
 
@@ -42,6 +46,7 @@ def resampled(latents: Latents, coefficients: Coefficients, count: int) -> tuple
     copies = 1 / (count * p.gather(0, indices))
 
     def chosen(coefficient: Tensor | None) -> Tensor | None:
+        # 1/(m p_k), the inverse of the expected number of copies: what makes the sum unbiased.
         return None if coefficient is None else coefficient.gather(0, indices) * copies.to(coefficient.dtype)
 
     kept = Coefficients(
@@ -61,6 +66,7 @@ def resampling_variance(coefficients: Coefficients, count: int) -> Tensor:
     expected = count * copy_probabilities(coefficients)
     fraction = expected - expected.floor()
     used = next(c for c in (coefficients.model, coefficients.path, coefficients.score) if c is not None).double()
+    # A number of copies that is one of two neighbouring integers has the variance f (1 − f).
     extra = torch.where(used == 0, 0.0, used.square() * fraction * (1 - fraction) / expected.square())
     total = used.square().sum(0)
     return torch.where(total == 0, 0.0, extra.sum(0) / total)  # a dead datum has no coefficient, and no variance

@@ -132,6 +132,7 @@ class DReG(EvaluatedTogether):
 
     def evaluate(self, bound: Bound, log_w: Tensor) -> tuple[Tensor, Coefficients]:
         self.check(bound)
+        # c − h from the bound, not c less h: w̃² for IWAE, which a difference of numbers near 1 would lose.
         value, c, c_minus_h = bound.differentiate(log_w, path=True)
         return value, Coefficients(model=c, path=c_minus_h)
 

@@ -81,6 +81,7 @@ class Proposal:
     @property
     def pathwise(self) -> bool:
         """Whether every part is reparameterised."""
+        # is True first: it is the common case, and needs no walk through the structure.
         return self.reparameterized is True or self._flags == {True}
 
     @property
@@ -107,6 +108,7 @@ class Proposal:
             return latent_leaves(latents)
         check_structure(f"samples of {self.name}", latents, self.reparameterized)
         parts: list[Tensor] = []
+        # The flags lead the walk, so that a part's place is that of its flag, whatever order a dict lists its keys in.
         map_latents(lambda flag, z: parts.append(z) if flag is not None else None, self.reparameterized, latents)
         return parts
 

@@ -60,6 +60,8 @@ def _from_distribution(distribution: Distribution) -> Proposal:
     distribution = without_needless_cache(distribution)
     inverse = has_inverse(distribution)
     return Proposal(
+        # rsample also where it is no path (straight-through): the samples are the same, and reparameterized says the
+        # rest.
         distribution.rsample if distribution.has_rsample else distribution.sample,
         distribution.log_prob,
         has_path(distribution),
@@ -75,6 +77,8 @@ def _from_distribution(distribution: Distribution) -> Proposal:
 
 def _samples_per_call(distribution: Distribution) -> int:
     """As many samples as have about a million elements (4 MB of float32), in multiples of 16."""
+    # Of one sample; a multiple of 16, as torch's vectorised normal generator fills 16 numbers at a time, and blocks of
+    # other sizes would not continue one sequence.
     elements = distribution.batch_shape.numel() * distribution.event_shape.numel()
     return max(16, 2**20 // max(1, elements) // 16 * 16)
 
@@ -130,6 +134,7 @@ def with_fixed_parameters(distribution: Distribution) -> Distribution:
     >>> with_fixed_parameters(torch.distributions.Normal(loc, 1.0)).loc.requires_grad
     False
     """
+    # Not through the constructor, which would validate and broadcast once more, and may derive what it was not given.
     copy: Distribution = object.__new__(type(distribution))
     vars(copy).update({name: _fixed(value) for name, value in vars(distribution).items()})
     return copy
@@ -163,6 +168,7 @@ def has_path(distribution: Distribution) -> bool:
 def _layers(distribution: Distribution) -> Iterator[Distribution]:
     """The distribution and those that it is made of, outermost first."""
     yield distribution
+    # The names that torch, zuko and Pyro keep an inner distribution under.
     for name in ("base_dist", "base", "_component_distribution"):
         inner = getattr(distribution, name, None)
         if isinstance(inner, Distribution):
@@ -230,9 +236,11 @@ def _image_moves(distribution: TransformedDistribution) -> bool:
 
 def _kind(constraint: Any) -> tuple[Any, ...]:
     """What two constraints share that describe the same set, but for closed or open ends."""
+    # How many axes are one event does not change the set of an element.
     while isinstance(constraint, constraints.independent):
         constraint = constraint.base_constraint
     numbers = tuple(value for value in vars(constraint).values() if isinstance(value, int | float))
+    # By name and bounds: constraints have no equality of their own.
     name = type(constraint).__name__.replace("ThanEq", "Than").replace("HalfOpenInterval", "Interval")
     return name, *numbers
 
@@ -263,6 +271,7 @@ def without_needless_cache(distribution: Distribution) -> Distribution:
 def _uncached(distribution: Distribution) -> Distribution:
     if type(distribution) is Independent:
         return Independent(_uncached(distribution.base_dist), distribution.reinterpreted_batch_ndims)
+    # The very class: a subclass may rely on its cache, and keeps it.
     if type(distribution) is TransformedDistribution:
         uncached = [t.with_cache(0) for t in distribution.transforms]  # type: ignore[no-untyped-call]
         return TransformedDistribution(_uncached(distribution.base_dist), uncached)
@@ -285,6 +294,7 @@ def _parts(thing: Any, kind: type) -> Iterator[Any]:
     pending = [thing]
     while pending:
         part = pending.pop()
+        # By identity: tensors compare elementwise, and two distributions may refer to each other.
         if id(part) in seen:
             continue
         seen.add(id(part))

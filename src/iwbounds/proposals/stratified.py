@@ -70,6 +70,7 @@ class StratifiedMixture(ExtendedProposal):
             ValueError: J does not divide K.
         """
         (count,), parts = sample_shape, self.num_components
+        # Refused rather than rounded: a component short of a sample would need another weight.
         if count % parts:
             raise ValueError(
                 f"{self.name} draws as many samples from each: expected a number of samples that {parts} divides; got "
@@ -79,6 +80,7 @@ class StratifiedMixture(ExtendedProposal):
             d.rsample((count // parts,)) if d.has_rsample else d.sample((count // parts,)) for d in self._components
         ]
         # Components in turn, not one after the other: then blocks of samples (of MIWAE, of a chunk) are balanced too.
+        # (K/J, J, *batch, *event) either way; flattened, sample k is of component k mod J.
         z = draws[0].movedim(1 + len(self.batch_shape), 1) if self._stacked else torch.stack(draws, 1)
         stratum = torch.arange(count, device=z.device) % parts
         return z.flatten(0, 1), stratum.view(-1, *[1] * len(self.batch_shape)).expand(count, *self.batch_shape)
@@ -87,6 +89,7 @@ class StratifiedMixture(ExtendedProposal):
         """Of the mixture, ``(K, *batch)``."""
         if self._stacked:
             (stacked,) = self._components
+            # The components' axis is the last of the batch, right before the event.
             logs = stacked.log_prob(z.unsqueeze(z.dim() - len(stacked.event_shape)))
         else:
             logs = torch.stack([component.log_prob(z) for component in self._components], -1)

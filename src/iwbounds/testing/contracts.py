@@ -152,6 +152,7 @@ def _check_density(name: str, density: Callable[[Latents], Tensor], proposal: Pr
 
 
 def _check_repeatable(name: str, density: Callable[[Latents], Tensor], value: Tensor, latents: Latents) -> None:
+    # To the last digit: the same operations on the same numbers on the same machine.
     if not _same(density(latents), value, ulps=0):
         raise ContractError(
             f"{name} gave two values for the same latents: it draws random numbers or changes a state when called. "
@@ -189,6 +190,7 @@ def _check_rows(
     name: str, density: Callable[[Latents], Tensor], value: Tensor, latents: Latents, others: Latents
 ) -> None:
     """Row by row a function of the row's own latents."""
+    # The first and the second: a shape that is built in shows with either, a mix of rows with one of them.
     for sample in range(2):
         try:
             alone = density(map_latents(lambda z, k=sample: z[k : k + 1], latents))
@@ -213,6 +215,7 @@ def _check_own_latents(
     shape = [size if a == axis else 1 for a, size in enumerate(value.shape)]
     even = (torch.arange(value.shape[axis], device=value.device) % 2 == 0).reshape(shape)
     for kept in (even, ~even):
+        # Others are draws too: zeros or noise might fall outside the support and raise for a reason of its own.
         mixed = map_latents(lambda z, o, kept=kept: torch.where(_over_event(kept, z), z, o), latents, others)
         rows = kept.expand_as(value)
         if not _same(density(mixed)[rows], value[rows], ulps=64):
@@ -253,6 +256,7 @@ class _Modules:
     def check(self) -> None:
         """Raise where a call has changed one of them."""
         for module, kept in self._kept:
+            # Parameters and buffers alike: a running average is a buffer, a lazily made layer a parameter.
             now = module.state_dict()
             changed = [k for k, v in kept.items() if isinstance(v, Tensor) and not torch.equal(v, now[k])]
             if changed:
@@ -279,6 +283,7 @@ def _modules(function: object, depth: int) -> Iterator[nn.Module]:
 def _check_statistics(given: Distribution | Proposal, proposal: Proposal, alpha: float) -> None:
     with torch.no_grad():
         batch = log_parts(proposal, proposal.sample((2,)))[0].shape[1:]
+        # alpha is split: a quarter here, a quarter for the density, a half for the gradient's two tests.
         if proposal.independent and (fault := independence_fault(proposal, batch, alpha / 4)):
             raise ContractError(f"{proposal.name}: {fault}.")
         fault = _judged(lambda: draws_fault(given, proposal, batch, alpha / 4), proposal)
@@ -297,6 +302,7 @@ def _judged(check: Callable[[], str | None], proposal: Proposal) -> str | None:
 
 
 def _same(first: Tensor, second: Tensor, ulps: float) -> bool:
+    # Relative to the largest value: sums over events round by units of their terms, not of their result.
     allowed = ulps * torch.finfo(second.dtype).eps * second.abs().max().clamp_min(1.0) if second.numel() else 0.0
     return first.shape == second.shape and bool(((first - second).abs() <= allowed).all())
 

@@ -54,6 +54,7 @@ class _TestFunctions:
 
     def __init__(self, latents: Latents, leading: int) -> None:
         self._leading = leading
+        # Medians, as one heavy-tailed draw would set the width of everything.
         points = self._points(latents).flatten(0, -2)
         self._centre = points.median(0).values
         spread = (points - self._centre).abs().median(0).values
@@ -61,6 +62,7 @@ class _TestFunctions:
         spread = torch.where(spread > 0, spread, points.std(0))
         spread = torch.where(spread > 0, spread, 1.0)
         directions = torch.randn(_TEST_FUNCTIONS, points.shape[-1], dtype=points.dtype, device=points.device)
+        # By √d, so that the argument of the sine has a spread of about 1 in any dimension.
         self._frequencies = directions / spread / math.sqrt(points.shape[-1])
         self._phases = torch.linspace(0.2, 1.3, _TEST_FUNCTIONS, dtype=points.dtype, device=points.device)
 
@@ -81,14 +83,17 @@ def independence_fault(proposal: Proposal, batch: torch.Size, alpha: float) -> s
         first, second = proposal.sample((_CALL,)), proposal.sample((_CALL,))
         a, b = (functions(z).reshape(_CALL, -1, _TEST_FUNCTIONS).double() for z in (first, second))
         index = torch.arange(_CALL, device=a.device)
+        # Neighbours, pairs of pairs, …: between them these four cuts separate any two of the 16 draws.
         halves = [(index & bit == 0) for bit in (1, 2, 4, 8)]
         products = [((a - b)[half].sum(0) * (a - b)[~half].sum(0)).sum(0) for half in halves]
         return torch.cat([*products, (a - b.roll(1, 0)).sum(1).flatten()])
 
     first, second = (list(latent_leaves(proposal.sample((_CALL,)))) for _ in range(2))
+    # Two calls of a discrete sampler may well agree; of a continuous one they cannot.
     if not all(map(is_discrete, first)) and all(map(torch.equal, first, second)):
         return "two calls of sample gave the same draws: it does not use torch's generators, or is constant"
     process = EProcess(alpha)
+    # From calls of their own: a scale that saw the draws it divides would break the symmetry.
     scale = torch.stack([statistics() for _ in range(_BURN_IN)]).square().mean(0).sqrt()
     for _ in range(_ROUNDS // _BLOCK):
         process.add(symmetric_bets(torch.stack([statistics() for _ in range(_BLOCK)]), scale))
@@ -171,7 +176,9 @@ def _check_resolved(given: Distribution | Proposal, proposal: Proposal, batch: t
 
 
 def _biased(proposal: Proposal, batch: torch.Size, parameters: list[Tensor], alpha: float) -> str | None:
+    # Half of alpha each: by the union bound both together raise a false alarm with at most alpha.
     support, path = EProcess(alpha / 2), EProcess(alpha / 2)
+    # The differences are summed over the batch too, which counts towards the 256 of the central limit theorem.
     size = max(8, math.ceil(_DRAWS / max(1, batch.numel())))
     differences = _Differences(proposal, batch, parameters)
     burn_in = [differences.draw(size) for _ in range(_BURN_IN)]
@@ -240,6 +247,8 @@ class _Differences:
         attached = _detached(self._proposal, latents, keep_paths=True)
         values = self._functions(attached)
         advantage = values.detach() - self._means
+        # f(z) along the path, plus the score of the parts without one, minus the score of all: its gradient has mean
+        # zero.
         terms = values + advantage * (self._scored(attached) - log_q).unsqueeze(-1)
         gaps = terms.sum(tuple(range(values.ndim - 1)))
         return score, _beyond_rounding(torch.cat([self._projected(gap) for gap in gaps]))
@@ -269,6 +278,7 @@ def _projection(parameter: Tensor) -> Tensor:
     size = parameter.numel()
     if size <= _STATISTICS:
         return torch.eye(size, dtype=parameter.dtype, device=parameter.device)
+    # Random signs see a fault in any entry with probability 1 − 2^−16, at 16 numbers per tensor.
     signs = torch.randint(0, 2, (_STATISTICS, size), device=parameter.device)
     return (2 * signs - 1).to(parameter.dtype)
 
@@ -284,6 +294,7 @@ def _leaves(tensor: Tensor) -> Iterator[Tensor]:
         if node in seen:
             continue
         seen.add(node)
+        # AccumulateGrad, the node of a leaf.
         if hasattr(node, "variable"):
             yield node.variable
         stack += [child for child, _ in node.next_functions if child is not None]
