@@ -73,7 +73,7 @@ class PowerMean(Bound):
 
     @property
     def _is_iwae(self) -> bool:
-        return self.power_mean == (1.0, 0.0)
+        return self.power == 1 and not self.elbo_part
 
     def __call__(self, log_w: Tensor) -> Tensor:
         log_w = self.checked(log_w)

@@ -28,6 +28,7 @@ __all__ = [
     "first_pass",
     "gate",
     "linearize",
+    "on_paths",
     "refuse_transforms",
     "with_ratio",
 ]
@@ -224,7 +225,7 @@ def linearize(
     copies = latents if joined else map_latents(_cut, latents, reparameterized)
     # Once: what follows takes derivatives of this evaluation, and never calls the user's function again.
     value = density(copies)
-    at, live = _on_paths(copies, reparameterized), _on_paths(latents, reparameterized)
+    at, live = on_paths(copies, reparameterized), on_paths(latents, reparameterized)
     # An edge of the graph stands for the tensor: it keeps no values alive.
     edges = [GradientEdge(z.grad_fn, z.output_nr) if z.grad_fn is not None else z for z in at]
 
@@ -249,7 +250,7 @@ def _on_path(z: Tensor, reparameterized: bool | None) -> bool:
     return bool(reparameterized) and z.requires_grad and torch.is_grad_enabled()
 
 
-def _on_paths(latents: Latents, reparameterized: Any) -> list[Tensor]:
+def on_paths(latents: Latents, reparameterized: Any) -> list[Tensor]:
     """The tensors that carry a path."""
     found: list[Tensor] = []
     map_latents(lambda z, flag: found.append(z) if _on_path(z, flag) else None, latents, reparameterized)
@@ -311,7 +312,7 @@ class _Path(torch.autograd.Function):
 
 def _linearize_traced(density: Callable[[Latents], Tensor], latents: Latents, reparameterized: Any) -> Linearized:
     """The functional form, which ``torch.compile`` can trace into one graph: latents held fixed, slopes at once."""
-    live = _on_paths(latents, reparameterized)
+    live = on_paths(latents, reparameterized)
     if not live:
         return Linearized(density(latents), lambda _multiplier, _keep: [], False)
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from iwbounds.checks import Latents, check_log_joint, check_log_q, latent_leaves, map_latents
-from iwbounds.engine.autograd import Channel, compiling, gate, linearize, with_ratio
+from iwbounds.engine.autograd import Channel, compiling, gate, linearize, on_paths, with_ratio
 from iwbounds.engine.request import Request
 from iwbounds.gradients import Coefficients
 from iwbounds.proposals import LogProb, Proposal
@@ -59,10 +59,11 @@ def _behind_one_gate(request: Request, latents: Latents) -> Evaluated:
     A gradient with a score coefficient costs one more evaluation of the log-proposal.
     """
     proposal = request.proposal
-    gated, companions = gate(latents, proposal.reparameterized)
+    followed = on_paths(latents, proposal.reparameterized)
+    gated, companions = _gated(request, latents)
     # Detached parameters where there is a gate, as the score channel is apart; without one (a frozen proposal, no
     # gradients) the density as it is saves the copy.
-    log_q = _log_q(request, gated, proposal.fixed_log_prob if companions else None)
+    log_q = _log_q(request, gated, proposal.fixed_log_prob if followed else None)
     _refuse_unfit(request, latents, log_q)
     live = _log_ratio(check_log_joint(request.log_joint(gated), log_q), log_q)
 
@@ -83,7 +84,7 @@ def _with_separate_paths(request: Request, latents: Latents) -> Evaluated:
     # log q gets the samples themselves, which it may recognise; the log-joint may not rely on that.
     q = linearize(lambda z: _log_q(request, z), latents, proposal.reparameterized, own_samples=True)
     _refuse_unfit(request, latents, q.value)
-    gated, companions = gate(latents, proposal.reparameterized) if request.gate else (latents, [])
+    gated, companions = _gated(request, latents) if request.gate else (latents, [])
 
     def log_joint(z: Latents) -> Tensor:
         return check_log_joint(request.log_joint(z), q.value)
@@ -126,6 +127,13 @@ def _with_fixed_samples(request: Request, latents: Latents) -> Evaluated:
         return [(log_p, a), *((part, minus_a if flag else s) for part, flag in zip(parts, flags, strict=True))]
 
     return Evaluated(_log_ratio(log_p.detach(), log_q.detach()), channels)
+
+
+def _gated(request: Request, latents: Latents) -> tuple[Latents, list[Tensor]]:
+    """The latents that the log-joint is called on, and what their gate will be told the ratio b/a by."""
+    if request.gradient.path_is_model:
+        return latents, []  # nothing to scale, and the gate's two nodes would cost a tenth of a small step
+    return gate(latents, request.proposal.reparameterized)
 
 
 def _three(coefficients: Coefficients) -> tuple[Tensor, Tensor, Tensor | None]:

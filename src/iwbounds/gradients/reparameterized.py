@@ -46,6 +46,7 @@ class Reparameterized(EvaluatedTogether):
 
     control_variate: bool = False
     pathwise = True
+    path_is_model = True
     needs_independence = False
 
     @property
@@ -89,6 +90,7 @@ class STL(EvaluatedTogether):
     """
 
     pathwise = True
+    path_is_model = True
 
     def evaluate(self, bound: Bound, log_w: Tensor) -> tuple[Tensor, Coefficients]:
         value, c, _ = bound.differentiate(log_w)

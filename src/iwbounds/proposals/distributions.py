@@ -8,7 +8,7 @@ evaluates the density of its own last sample and of nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, distributions, nn
@@ -25,7 +25,6 @@ from iwbounds.proposals.base import ExtendedProposal, Proposal
 
 __all__ = [
     "as_proposal",
-    "fixed_log_prob",
     "has_inverse",
     "has_moving_support",
     "has_path",
@@ -56,6 +55,8 @@ def as_proposal(proposal: Any) -> Proposal | ExtendedProposal:
 
 
 def _from_distribution(distribution: Distribution) -> Proposal:
+    if is_plain(distribution):  # first, as it is what a training step nearly always meets, and answers all questions
+        return _plain_proposal(distribution)
     name = type(distribution).__name__
     distribution = without_needless_cache(distribution)
     inverse = has_inverse(distribution)
@@ -67,10 +68,22 @@ def _from_distribution(distribution: Distribution) -> Proposal:
         has_path(distribution),
         name,
         _samples_per_call(distribution),
-        fixed_log_prob(distribution),
         fixed_support=not has_moving_support(distribution),
         needs_own_samples=not inverse,
         total_derivative_only=not inverse and requires_grad(distribution),
+        batch_shape=distribution.batch_shape,
+    )
+
+
+def _plain_proposal(distribution: Distribution) -> Proposal:
+    """Of a class of fixed support, with a path, without transforms; its copy with detached parameters can be had."""
+    return Proposal(
+        distribution.rsample,
+        distribution.log_prob,
+        name=type(distribution).__name__,
+        samples_per_call=_samples_per_call(distribution),
+        # A copy is made when it is asked for: gradients that need none, and no_grad, do not pay for it.
+        fixed_log_prob=lambda latents: with_fixed_parameters(distribution).log_prob(latents),
         batch_shape=distribution.batch_shape,
     )
 
@@ -117,13 +130,6 @@ def is_plain(distribution: Distribution) -> bool:
     while type(distribution) is Independent:
         distribution = distribution.base_dist
     return type(distribution) in _PLAIN
-
-
-def fixed_log_prob(distribution: Distribution) -> Callable[[Tensor], Tensor] | None:
-    """``distribution.log_prob`` with detached parameters (made when it is called); None where it cannot be had."""
-    if not is_plain(distribution):
-        return None
-    return lambda latents: with_fixed_parameters(distribution).log_prob(latents)
 
 
 def with_fixed_parameters(distribution: Distribution) -> Distribution:
