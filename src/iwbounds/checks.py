@@ -7,7 +7,7 @@ a GPU and break graphs.
 from __future__ import annotations
 
 from collections.abc import Callable
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, TypeAlias
 
 import torch
@@ -20,6 +20,7 @@ __all__ = [
     "check_log_density",
     "check_log_joint",
     "check_log_q",
+    "check_real",
     "check_same_kind",
     "check_structure",
     "check_whole_number",
@@ -80,6 +81,23 @@ def check_whole_number(name: str, value: Any, least: int, hint: str = "") -> int
     if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
         raise ValueError(f"expected {name} to be a whole number, {least} or more; got {value!r}. {hint}".rstrip())
     return int(value)
+
+
+def check_real(name: str, value: Any, hint: str = "") -> float:
+    """``value``, known to be a real number; those of numpy become Python's, booleans and tensors are refused.
+
+    Raises:
+        ValueError: another type; the message ends with ``hint``.
+
+    >>> import numpy as np
+    >>> check_real("alpha", np.float32(0.5)), check_real("alpha", 2)
+    (0.5, 2)
+    """
+    if type(value) is int or type(value) is float:
+        return value  # as it is: Renyi(2) prints as it was written
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise ValueError(f"expected {name} to be a number; got {value!r}. {hint}".rstrip())
+    return float(value)
 
 
 def check_structure(name: str, found: Any, expected: Any) -> None:

@@ -203,7 +203,7 @@ CASES = {
         {"df": 4.0, "scale_tril": [[6 * entry for entry in row] for row in CORNER]},  # wide: a score of less variance
         lambda df, scale_tril: D.Wishart(df, scale_tril=scale_tril.tril()),
         score=True,
-        data=200_000,
+        data=140_000,
     ),
     "Independent of Normal": Case(
         {"loc": [0.3, -0.2], "scale": [0.8, 0.6]}, lambda loc, scale: Independent(D.Normal(loc, scale), 1), score=True

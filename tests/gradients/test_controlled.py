@@ -45,7 +45,7 @@ def test_strengths_are_unbiased_with_three_samples(name):
 @pytest.mark.parametrize("name", [name for name in BOUNDS if fits(name, 2) and not name.startswith("u-stat")])
 def test_strengths_are_unbiased_through_layers(name):
     """q(z1) q(z2 | z1): the path z1 → z2 counts, in the score's and in the path's part alike."""
-    assert_unbiased(expectation.gaussian_pair(20), BOUNDS[name](), STRENGTHS["(0.5, -0.8)"])
+    assert_unbiased(expectation.gaussian_pair(12), BOUNDS[name](), STRENGTHS["(0.5, -0.8)"])
 
 
 @pytest.mark.parametrize("name", BOUNDS)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from iwbounds.bounds.base import Bound, Derivatives, Direction
 from iwbounds.bounds.closed_form import ClosedForm
-from iwbounds.checks import check_whole_number
+from iwbounds.checks import check_real, check_whole_number
 from iwbounds.logspace.log_sums import LogSums
 
 __all__ = ["SUMO", "StoppedSUMO"]
@@ -70,6 +70,7 @@ class SUMO(Bound):
     def __post_init__(self) -> None:
         for name in ("start", "alpha"):
             object.__setattr__(self, name, check_whole_number(name, getattr(self, name), 1))
+        object.__setattr__(self, "decay", check_real("decay", self.decay, "The paper uses 0.9."))
         if not 0 < self.decay < 1:
             raise ValueError(f"expected decay in (0, 1); got {self.decay}. The paper uses 0.9.")
 

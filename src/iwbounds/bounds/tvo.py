@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from iwbounds.bounds.base import Bound, Derivatives, Direction
-from iwbounds.checks import check_whole_number
+from iwbounds.checks import check_real, check_whole_number
 from iwbounds.logspace import finite_maximum
 from iwbounds.logspace.power import tempered_derivatives, tempered_mean, tempered_mean_replacing_each
 
@@ -119,7 +119,7 @@ class TVO(Tempered):
             hint = "1 on the left is the ELBO. Or give the partition itself, such as (0.0, 0.1, 1.0)."
             object.__setattr__(self, "betas", check_whole_number("betas", given, 1, hint))
             return
-        object.__setattr__(self, "betas", tuple(float(beta) for beta in given))
+        object.__setattr__(self, "betas", tuple(float(check_real("every one of betas", beta)) for beta in given))
         # Exactly 0 and 1: S_0 and S_1 are the ELBO and the EUBO, between which the areas add up to log p(x).
         if len(self.partition) < 2 or self.partition[0] != 0 or self.partition[-1] != 1:
             raise ValueError(f"expected a partition that starts at 0 and ends at 1; got {self.partition}.")

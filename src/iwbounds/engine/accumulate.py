@@ -85,6 +85,12 @@ def accumulate(
     >>> bool(loc.grad < 0)
     True
     """
+    if isinstance(model, type) or not callable(model):
+        given = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
+        raise TypeError(
+            f"expected model to be a callable from data to (log_joint, proposal); got {given}. It comes first, then "
+            "the data."
+        )
     budget = DEFAULT_LIVE_SAMPLES if max_live_samples is None else _budget(max_live_samples)
     chunk_size = (
         None

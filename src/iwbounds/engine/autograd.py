@@ -30,6 +30,7 @@ __all__ = [
     "linearize",
     "on_paths",
     "refuse_transforms",
+    "refuse_unreached",
     "with_ratio",
 ]
 
@@ -233,7 +234,7 @@ def linearize(
     if not (edges and value.requires_grad):
         return Linearized(value, lambda _multiplier, _keep: [], joined)
     # Made now, beside the density: autograd walks the latest nodes first, so that chunk follows chunk in the backward.
-    taken = _Taken(value, edges)
+    taken = _Taken(value, edges, joined)
     through = _Path.apply(value.detach(), taken, *live)  # type: ignore[no-untyped-call]
 
     def path(multiplier: Tensor | None, keep_graph: bool) -> list[Channel]:
@@ -279,6 +280,8 @@ class _Taken:
 
     density: Tensor | None
     edges: list[Any]
+    at_samples: bool
+    """Whether ``edges`` are the samples themselves, rather than copies that only this density has seen."""
     keep_graph: bool = False
     """Whether the density's parameters have a channel of their own, which walks the same graph."""
 
@@ -298,16 +301,42 @@ class _Path(torch.autograd.Function):
         taken = ctx.taken
         if taken.density is None:
             raise RuntimeError(
-                "the value of iwbounds.estimate supports one backward, retain_graph or not: the graph of log q is "
-                "freed once its slope is taken. Call backward once, on a sum of the values; or use Reparameterized()."
+                "the value of iwbounds.estimate supports one backward, unless each but the last is called with "
+                "retain_graph=True: the graph of log q is freed once its slope is taken. Call backward once, on a sum "
+                "of the values, or keep the graph."
             )
         # Sample k of datum i enters row (k, i) alone: one call gives every row.
-        slopes = torch.autograd.grad(taken.density, taken.edges, grad, retain_graph=taken.keep_graph, allow_unused=True)
-        if not taken.keep_graph:
+        keep_graph = taken.keep_graph or _graph_is_retained()
+        slopes = torch.autograd.grad(taken.density, taken.edges, grad, retain_graph=keep_graph, allow_unused=True)
+        if taken.at_samples and all(slope is None for slope in slopes):
+            raise RuntimeError(_UNREACHED)
+        if not keep_graph:
             # A checkpoint has made all that its graph saves anew, and keeps what this walk did not ask for (what leads
             # to parameters) as long as the graph lives.
             taken.density = None
         return None, None, *slopes
+
+
+_UNREACHED = (
+    "expected the proposal's log_prob to depend on the samples that it is given; got one that reaches its parameters "
+    "past them, as a transform with a cached inverse does, or a support that moves. Its derivative at fixed parameters "
+    "cannot be had: say total_derivative_only=True (or fixed_support=False), and use Reparameterized()."
+)
+
+
+def refuse_unreached(density: Tensor, latents: Latents) -> None:
+    """Raise ValueError where a density with parameters does not depend on its samples: one more backward tells."""
+    live = [z for z in latent_leaves(latents) if z.requires_grad]
+    if not (live and density.requires_grad):
+        return
+    slopes = torch.autograd.grad(density.sum(), live, retain_graph=True, allow_unused=True)
+    if all(slope is None for slope in slopes):
+        raise ValueError(_UNREACHED)
+
+
+def _graph_is_retained() -> bool:
+    """Whether the backward that is running was asked to keep its graph: another one may follow."""
+    return bool(torch._C._autograd._get_current_graph_task_keep_graph())  # no public name asks this
 
 
 def _linearize_traced(density: Callable[[Latents], Tensor], latents: Latents, reparameterized: Any) -> Linearized:

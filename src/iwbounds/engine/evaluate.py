@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from iwbounds.checks import Latents, check_log_joint, check_log_q, latent_leaves, map_latents
-from iwbounds.engine.autograd import Channel, compiling, gate, linearize, on_paths, with_ratio
+from iwbounds.engine.autograd import Channel, compiling, gate, linearize, on_paths, refuse_unreached, with_ratio
 from iwbounds.engine.request import Request
 from iwbounds.gradients import Coefficients
 from iwbounds.proposals import LogProb, Proposal
@@ -84,6 +84,8 @@ def _with_separate_paths(request: Request, latents: Latents) -> Evaluated:
     # log q gets the samples themselves, which it may recognise; the log-joint may not rely on that.
     q = linearize(lambda z: _log_q(request, z), latents, proposal.reparameterized, own_samples=True)
     _refuse_unfit(request, latents, q.value)
+    if proposal.needs_own_samples:  # elsewhere the backward notices, and forwards are not made slower
+        refuse_unreached(q.value, latents)
     gated, companions = _gated(request, latents) if request.gate else (latents, [])
 
     def log_joint(z: Latents) -> Tensor:
@@ -109,9 +111,12 @@ def _with_fixed_samples(request: Request, latents: Latents) -> Evaluated:
     """Samples held fixed: the explicit parameters of both densities.
 
     Of mixed latents, the reparameterised parts are live, and enter every density. Their own log-proposals are then
-    part of the total derivative (coefficient −a), and those of the fixed parts get the score coefficient.
+    part of the total derivative (coefficient −a), and those of the fixed parts get the score coefficient. A part that
+    is given without its graph has no path, whatever the proposal says of its samples: it is one of the fixed.
     """
     proposal = request.proposal
+    # Flags alone: what channels close over lives until the backward, and a chunk's latents must not.
+    drawn = [z.requires_grad for z in proposal.latent_parts(latents)] if proposal.mixed else []
     parts = proposal.log_prob_parts(latents)
     log_q = check_log_q(_sum(parts), latents, proposal.batch_shape)
     _refuse_unfit(request, latents, log_q)
@@ -124,7 +129,8 @@ def _with_fixed_samples(request: Request, latents: Latents) -> Evaluated:
         # A reparameterised part's log q is under the bound: log w = log p − log q, whose coefficient is c = a.
         minus_a = None if a is None else -a
         flags = [flag for flag in latent_leaves(proposal.reparameterized) if flag is not None]
-        return [(log_p, a), *((part, minus_a if flag else s) for part, flag in zip(parts, flags, strict=True))]
+        live = [flag and has_graph for flag, has_graph in zip(flags, drawn, strict=True)]
+        return [(log_p, a), *((part, minus_a if on_path else s) for part, on_path in zip(parts, live, strict=True))]
 
     return Evaluated(_log_ratio(log_p.detach(), log_q.detach()), channels)
 

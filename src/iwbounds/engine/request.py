@@ -180,10 +180,11 @@ def _part_of(count: int, name: str, value: int | None) -> int | None:
 
 def _check_kinds(log_joint: object, bound: object, gradient: object, proposal_bound: object) -> None:
     # Swapped arguments are the commonest mistake. The kinds are named, as a user's Proposal may well be callable.
-    if isinstance(log_joint, Distribution | Proposal | ExtendedProposal) or not callable(log_joint):
+    if isinstance(log_joint, Distribution | Proposal | ExtendedProposal | type) or not callable(log_joint):
+        given = f"the class {log_joint.__name__}" if isinstance(log_joint, type) else type(log_joint).__name__
         raise TypeError(
-            "expected log_joint to be a callable from latents to (num_samples, *batch) nats; got "
-            f"{type(log_joint).__name__}. It comes first, then the proposal."
+            f"expected log_joint to be a callable from latents to (num_samples, *batch) nats; got {given}. It comes "
+            "first, then the proposal."
         )
     for name, value, kind, example in (
         ("bound", bound, Bound, "iw.IWAE()"),

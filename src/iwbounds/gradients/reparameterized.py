@@ -49,6 +49,13 @@ class Reparameterized(EvaluatedTogether):
     path_is_model = True
     needs_independence = False
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.control_variate, bool):
+            raise TypeError(
+                f"expected control_variate to be True or False; got {self.control_variate!r}. The bound and the number "
+                "of samples are arguments of iwbounds.estimate."
+            )
+
     @property
     def total(self) -> bool:  # type: ignore[override]
         """Without the control variate."""

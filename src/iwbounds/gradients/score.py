@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from iwbounds.bounds import IWAE, Bound
+from iwbounds.checks import check_real
 from iwbounds.gradients.base import Coefficients, EvaluatedTogether
 from iwbounds.logspace import finite_maximum, finite_or_zero, served_by_kernel, weights_and_rest
 
@@ -29,6 +30,7 @@ class RunningMean:
     """
 
     def __init__(self, decay: float = 0.99) -> None:
+        decay = check_real("decay", decay, "0.99 is the default.")
         if not 0 <= decay < 1:
             raise ValueError(f"expected a decay in [0, 1); got {decay}.")
         self.decay = decay
@@ -66,7 +68,8 @@ class ScoreFunction(EvaluatedTogether):
     Edge cases: a datum whose bound is −inf has score 0.
 
     Raises:
-        ValueError: on use, a baseline that is neither of shape ``(*batch)`` nor a scalar.
+        TypeError: a baseline that cannot be called.
+        ValueError: on use, one that returns neither shape ``(*batch)`` nor a scalar.
 
     Reference: Williams (1992), Simple statistical gradient-following algorithms; Mnih and Gregor (2014), Neural
     Variational Inference and Learning, arXiv:1402.0030, section 2.3.
@@ -77,6 +80,13 @@ class ScoreFunction(EvaluatedTogether):
     """
 
     baseline: Callable[[], Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        if self.baseline is not None and not callable(self.baseline):
+            raise TypeError(
+                "expected baseline to be None, or a callable without arguments that returns (*batch) nats; got "
+                f"{self.baseline!r}. Pass a function that returns it, or RunningMean()."
+            )
 
     def evaluate(self, bound: Bound, log_w: Tensor) -> tuple[Tensor, Coefficients]:
         value, c, _ = bound.differentiate(log_w)
@@ -131,6 +141,13 @@ class VIMCO(EvaluatedTogether):
     """
 
     geometric: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.geometric, bool):
+            raise TypeError(
+                f"expected geometric to be True or False; got {self.geometric!r}. The bound and the number of samples "
+                "are arguments of iwbounds.estimate."
+            )
 
     def evaluate(self, bound: Bound, log_w: Tensor) -> tuple[Tensor, Coefficients]:
         if log_w.shape[0] == 1:
@@ -197,6 +214,7 @@ class OVIS(EvaluatedTogether):
     gamma: float = 0.0
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "gamma", check_real("gamma", self.gamma, "0 is unbiased."))
         if not 0 <= self.gamma <= 1:
             raise ValueError(f"expected gamma in [0, 1]; got {self.gamma}. 0 is unbiased.")
 

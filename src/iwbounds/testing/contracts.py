@@ -57,8 +57,8 @@ def check_contract(
     (no BatchNorm in training, no sum over the batch, no latent shared by the data of a batch); ``x`` and the modules in
     use left as they were; no proposal draw outside the model's support; draws that are independent; ``log_prob`` the
     density of what is sampled; a support that does not move with the parameters; and samples that carry the gradient
-    they claim. What a proposal says of itself is taken into account: ``independent=False``, ``fixed_support=False`` and
-    ``needs_own_samples=True`` switch off what they deny.
+    they claim. What a proposal says of itself is taken into account: ``independent=False``, ``fixed_support=False``,
+    ``needs_own_samples=True`` and ``total_derivative_only=True`` switch off what they deny.
 
     Args:
         log_joint: latents ``(K, *batch, *event)`` to ``(K, *batch)`` nats; closes over the data and the model.
@@ -82,7 +82,8 @@ def check_contract(
     Limits: a support of the proposal that is *too small* shows only against posterior samples
     (:func:`iwbounds.testing.assert_sandwich`). The checks of log_prob are blind to a wrong constant of a discrete
     density over very many values, and of mixed latents. Without parameters that require grad there is no gradient to
-    judge; with ``fixed_support=False`` or ``needs_own_samples=True`` it is not judged. Parameters are not changed;
+    judge; with ``fixed_support=False``, ``total_derivative_only=True``, or several parts and ``needs_own_samples=True``
+    it is not judged. Parameters are not changed;
     ``log_joint`` is called about a dozen times.
 
     >>> from iwbounds.testing import GaussianModel

@@ -110,8 +110,9 @@ def independence_fault(proposal: Proposal, batch: torch.Size, alpha: float) -> s
 def gradient_fault(given: Distribution | Proposal, proposal: Proposal, batch: torch.Size, alpha: float) -> str | None:
     """What is wrong with the gradients of samples or of log_prob, or None. Draws from torch's generators.
 
-    Proposals without parameters that require grad pass, and so do those that state ``fixed_support=False`` or
-    ``needs_own_samples=True``, whose log-density cannot be differentiated at fixed samples.
+    Proposals without parameters that require grad pass, and so do those whose log-density is not differentiated at
+    fixed samples (``fixed_support=False``, ``total_derivative_only=True``), or cannot be (several parts that are known
+    by themselves).
 
     Raises:
         UnjudgedError: too many draws are rounded onto the boundary of the support.
@@ -120,10 +121,12 @@ def gradient_fault(given: Distribution | Proposal, proposal: Proposal, batch: to
         latents = proposal.sample((8,))
         if fault := _missing_graph(proposal, latents):
             return fault
-        if proposal.needs_own_samples or not proposal.fixed_support:
+        if proposal.total_derivative_only or not proposal.fixed_support:
             return None
-        log_q = sum(log_parts(proposal, _detached(proposal, latents)))
-        if not isinstance(log_q, Tensor) or not log_q.requires_grad:
+        if proposal.needs_own_samples and not (proposal.independent and isinstance(latents, Tensor)):
+            return None  # dependent draws are put together from several calls: those are no samples of any call
+        log_q = _at_fixed_samples(proposal, latents)
+        if not log_q.requires_grad:
             return None
         with torch.no_grad():
             _check_resolved(given, proposal, batch)
@@ -141,6 +144,23 @@ def _detached(proposal: Proposal, latents: Latents, keep_paths: bool = False) ->
         return z if claim is None or (claim and keep_paths) else z.detach()
 
     return map_latents(cut, latents, _claims(proposal, latents))
+
+
+def _at_fixed_samples(proposal: Proposal, latents: Latents) -> Tensor:
+    """log q in the graph of its parameters alone.
+
+    Of samples that must be handed over as they are, what the path through them adds is taken off again: the way in
+    which DReG and STL take the two apart.
+    """
+    if not proposal.needs_own_samples:
+        parts = log_parts(proposal, _detached(proposal, latents))
+        return sum(parts[1:], parts[0])
+    log_q: Tensor = log_parts(proposal, latents)[0]
+    if not (latents.requires_grad and log_q.requires_grad):
+        return log_q
+    (slope,) = torch.autograd.grad(log_q.sum(), latents, retain_graph=True, materialize_grads=True)
+    path: Tensor = (latents * slope).reshape(*log_q.shape, -1).sum(-1)
+    return log_q - path
 
 
 def _missing_graph(proposal: Proposal, latents: Latents) -> str | None:
@@ -197,6 +217,8 @@ def _biased(proposal: Proposal, batch: torch.Size, parameters: list[Tensor], alp
     certain = f"certain after {support.rejected_at or path.rejected_at} batches of {size} draws, at alpha = {alpha:g}"
     if support.rejected_at:
         return f"{_MOVING} ({certain}). {_advice_for_moving(proposal)}"
+    if path.rejected_at and proposal.needs_own_samples:
+        return f"{_KNOWN_BY_MAKING} ({certain})"
     if path.rejected_at:
         return f"{_NO_DERIVATIVE} ({certain}). {_advice_for_path(proposal)}"
     return None
@@ -206,6 +228,11 @@ _MOVING = (
     "the mean gradient of its log_prob at its own draws is not 0: its support moves with its parameters (Uniform, "
     "Pareto, a truncated or shifted distribution with learned bounds), or a part of log_prob is detached from them"
 )
+_KNOWN_BY_MAKING = (
+    "the derivative of its log_prob at its own samples is not that of their density: does it know a sample by how it "
+    "was made (a cached inverse)? Then say so: total_derivative_only=True, with the gradient "
+    "iwbounds.Reparameterized(). Or does the sampler choose, round or reject? Then reparameterized=False"
+)
 _NO_DERIVATIVE = (
     "its samples are said to be reparameterised, but the gradient along their paths is not that of their density"
 )
@@ -213,6 +240,8 @@ _NO_DERIVATIVE = (
 
 def _advice_for_moving(proposal: Proposal) -> str:
     say = "If the support moves, say so: fixed_support=False, with the gradient iwbounds.Reparameterized()"
+    if proposal.needs_own_samples:
+        say += "; if log_prob knows a sample by how it was made (a cached inverse), total_derivative_only=True"
     if any(latent_leaves(proposal.reparameterized)):
         return say
     return f"{say}, which takes samples drawn by rsample; no score-function gradient is right for it"
@@ -239,8 +268,7 @@ class _Differences:
     def draw(self, size: int) -> tuple[Tensor, Tensor]:
         """The summed score and the summed differences, ``(statistics,)`` each, of fresh draws of every datum."""
         latents = draw(self._proposal, size)
-        log_q = sum(log_parts(self._proposal, _detached(self._proposal, latents)))
-        assert isinstance(log_q, Tensor)
+        log_q = _at_fixed_samples(self._proposal, latents)
         score = self._projected(log_q.sum())
         if not any(latent_leaves(self._proposal.reparameterized)):
             return score, torch.zeros_like(score)  # no path is claimed
