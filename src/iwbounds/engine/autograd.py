@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,9 +21,12 @@ from torch.autograd.function import once_differentiable
 from torch.autograd.graph import GradientEdge
 
 from iwbounds.checks import Latents, latent_leaves, map_latents
+from iwbounds.gradients.lesson import Listener, Notes
 
 __all__ = [
     "Channel",
+    "Linearized",
+    "Tap",
     "attach",
     "compiling",
     "first_pass",
@@ -71,7 +75,7 @@ def first_pass(option: str) -> Iterator[None]:
 # Attach.
 
 
-def attach(value: Tensor, channels: Iterable[Channel]) -> Tensor:
+def attach(value: Tensor, channels: Iterable[Channel], notes: Notes | None = None) -> Tensor:
     """``value``, with a backward that sends ``multiplier`` times its gradient to each tensor in ``channels``.
 
     Pairs with a None, or with a tensor outside every graph, are dropped. What is returned is the sum of tensors times
@@ -79,6 +83,8 @@ def attach(value: Tensor, channels: Iterable[Channel]) -> Tensor:
     (Adding a difference of two such sums instead would meet inf − inf where a log-density is −inf. A Function of its
     own would hide from a compiler that the value depends on the tensors: their random numbers were then drawn twice,
     once for each of its two graphs.)
+
+    ``notes`` are told what arrives at the value, before anything else is.
     """
     live = [(t, m) for t, m in channels if t is not None and m is not None and t.requires_grad]
     if not live:
@@ -89,7 +95,13 @@ def attach(value: Tensor, channels: Iterable[Channel]) -> Tensor:
     carrier.detach().copy_(value)
     if not compiling():
         carrier.register_hook(lambda grad: _refuse_second(grad, [t for t, _ in live]))  # type: ignore[no-untyped-call]
+    if notes is not None:
+        carrier.register_hook(functools.partial(_tell_upstream, notes))  # type: ignore[no-untyped-call]
     return carrier
+
+
+def _tell_upstream(notes: Notes, grad: Tensor) -> None:
+    notes.upstream = grad.detach()
 
 
 def _per_datum(product: Tensor, batch_ndim: int) -> Tensor:
@@ -121,7 +133,14 @@ class _DifferentiableOnce(torch.autograd.Function):
 # Gate.
 
 
-def gate(latents: Latents, reparameterized: Any) -> tuple[Latents, list[Tensor]]:
+@dataclass
+class Tap:
+    """Where gradients come by that someone may want to hear of, once it is known who."""
+
+    listener: Listener | None = None
+
+
+def gate(latents: Latents, reparameterized: Any, tap: Tap | None = None) -> tuple[Latents, list[Tensor]]:
     """The latents that the log-joint is called on, and one tensor of zeros per gated part, whose gradient is its ratio.
 
     The coefficients are not known yet when the log-joint is called. So each gated tensor leaves its gate with a
@@ -130,13 +149,14 @@ def gate(latents: Latents, reparameterized: Any) -> tuple[Latents, list[Tensor]]
 
     Args:
         reparameterized: as of :class:`iwbounds.Proposal`, for all parts or for each.
+        tap: hears what arrives at each gate from behind.
     """
     companions: list[Tensor] = []
 
     def through(z: Tensor, flag: bool | None) -> Tensor:
         if not _on_path(z, flag):
             return z
-        gated, companion = _Gate.apply(z)  # type: ignore[no-untyped-call]
+        gated, companion = _Gate.apply(z, tap, len(companions))  # type: ignore[no-untyped-call]
         companions.append(companion)
         return gated  # type: ignore[no-any-return]
 
@@ -161,12 +181,15 @@ class _Gate(torch.autograd.Function):
     """Latents, and zeros of stride 0 (they cost no memory) in a precision that the ratio is not rounded to."""
 
     @staticmethod
-    def forward(_ctx: Any, z: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, z: Tensor, tap: Tap | None, place: int) -> tuple[Tensor, Tensor]:
+        ctx.tap, ctx.place = tap, place
         return z.view_as(z), z.new_zeros((), dtype=torch.promote_types(z.dtype, torch.float32)).expand(z.shape)
 
     @staticmethod
-    def backward(_ctx: Any, grad: Tensor, ratio: Tensor) -> Tensor:
-        return (grad * ratio).to(grad.dtype)
+    def backward(ctx: Any, grad: Tensor, ratio: Tensor) -> tuple[Tensor, None, None]:
+        if ctx.tap is not None and ctx.tap.listener is not None:
+            ctx.tap.listener(ctx.place, grad)
+        return (grad * ratio).to(grad.dtype), None, None
 
 
 class _Ratio(torch.autograd.Function):
@@ -197,6 +220,10 @@ class Linearized(NamedTuple):
     """Channels that send ``multiplier · ∂ log-density/∂z`` to the latents. The boolean says whether the graph of
     ``value`` is still needed afterwards."""
     joined: bool
+    tap: Tap | None = None
+    """Hears the slopes themselves, of each part on the path; None where there is none."""
+    parts: int = 0
+    """How many parts are on the path."""
 
 
 def linearize(
@@ -220,14 +247,14 @@ def linearize(
     if not (edges and value.requires_grad):
         return Linearized(value, lambda _multiplier, _keep: [], joined)
     # Made now, beside the density: autograd walks the latest nodes first, so that chunk follows chunk in the backward.
-    taken = _Taken(value, edges)
+    taken = _Taken(value, edges, Tap())
     through = _Path.apply(value.detach(), taken, *live)  # type: ignore[no-untyped-call]
 
     def path(multiplier: Tensor | None, keep_graph: bool) -> list[Channel]:
         taken.keep_graph = keep_graph
         return [(through, multiplier)]
 
-    return Linearized(value, path, joined)
+    return Linearized(value, path, joined, taken.tap, len(live))
 
 
 def _on_path(z: Tensor, reparameterized: bool | None) -> bool:
@@ -264,6 +291,7 @@ class _Taken:
 
     density: Tensor | None
     edges: list[Any]
+    tap: Tap
     keep_graph: bool = False
     """Whether the density's parameters have a channel of their own, which walks the same graph."""
 
@@ -286,13 +314,32 @@ class _Path(torch.autograd.Function):
                 "the value of iwbounds.estimate supports one backward, retain_graph or not: the graph of log q is "
                 "freed once its slope is taken. Call backward once, on a sum of the values; or use Reparameterized()."
             )
-        # Sample k of datum i enters row (k, i) alone: one call gives every row.
-        slopes = torch.autograd.grad(taken.density, taken.edges, grad, retain_graph=taken.keep_graph, allow_unused=True)
+        slopes = _slopes(taken, grad)
         if not taken.keep_graph:
             # A checkpoint has made all that its graph saves anew, and keeps what this walk did not ask for (what leads
             # to parameters) as long as the graph lives.
             taken.density = None
         return None, None, *slopes
+
+
+def _slopes(taken: _Taken, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """``grad`` times the slopes. Sample k of datum i enters row (k, i) alone: one call gives every row."""
+    assert taken.density is not None, "the caller has looked"
+    listener = taken.tap.listener
+    # Who wants to hear the slopes gets them before they are multiplied: dividing by what underflows would lose them.
+    seed = grad if listener is None else torch.ones_like(grad)
+    found = torch.autograd.grad(taken.density, taken.edges, seed, retain_graph=taken.keep_graph, allow_unused=True)
+    if listener is None:
+        return found
+    for place, slope in enumerate(found):
+        listener(place, slope)
+    return tuple(None if slope is None else _times(grad, slope) for slope in found)
+
+
+def _times(grad: Tensor, slope: Tensor) -> Tensor:
+    """Row by row; where nothing arrives nothing is passed on, be the slope infinite."""
+    rows = grad.reshape(grad.shape + (1,) * (slope.ndim - grad.ndim))
+    return torch.where(rows == 0, 0, rows * slope).to(slope.dtype)
 
 
 def _linearize_traced(density: Callable[[Latents], Tensor], latents: Latents, reparameterized: Any) -> Linearized:

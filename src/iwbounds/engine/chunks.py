@@ -92,6 +92,8 @@ def run_in_two_passes(request: Request, size: int, weight: Callable[[Tensor], fl
         value, coefficients = request.evaluate(first.log_w)
     upstream = torch.full_like(value, weight(value))
     if coefficients is not None:
+        if coefficients.lesson is not None:
+            coefficients.lesson.notes.upstream = upstream
         _run(coefficients.extra, upstream)
         _second_pass(request, size, coefficients, first, upstream)
     return Estimate(value, first.log_w, request.direction)

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from iwbounds.checks import Latents, check_log_joint, check_log_q, latent_leaves, map_latents
-from iwbounds.engine.autograd import Channel, compiling, gate, linearize, with_ratio
+from iwbounds.engine.autograd import Channel, Linearized, Tap, compiling, gate, linearize, with_ratio
 from iwbounds.engine.request import Request
-from iwbounds.gradients import Coefficients
+from iwbounds.gradients import Coefficients, Lesson
 from iwbounds.proposals import LogProb, Proposal
 
 __all__ = ["Channels", "Evaluated", "evaluate"]
@@ -39,7 +39,8 @@ def evaluate(request: Request, latents: Latents) -> Evaluated:
         return _with_fixed_samples(request, latents)
     if request.total:
         return _as_one_difference(request, latents)
-    if request.gate and request.proposal.fixed_log_prob is not None:
+    # Behind one gate the slopes of the two densities arrive as one, which no estimator learns from.
+    if request.gate and request.proposal.fixed_log_prob is not None and not request.gradient.learns:
         return _behind_one_gate(request, latents)
     return _with_separate_paths(request, latents)
 
@@ -78,7 +79,8 @@ def _with_separate_paths(request: Request, latents: Latents) -> Evaluated:
     proposal, total = request.proposal, request.gradient.total
     q = linearize(lambda z: _log_q(request, z), latents, proposal.reparameterized, own_samples=True)
     _refuse_unfit(request, latents, q.value)
-    gated, companions = gate(latents, proposal.reparameterized) if request.gate else (latents, [])
+    tap = Tap()
+    gated, companions = gate(latents, proposal.reparameterized, tap) if request.gate else (latents, [])
 
     def log_joint(z: Latents) -> Tensor:
         return check_log_joint(request.log_joint(z), q.value)
@@ -88,6 +90,10 @@ def _with_separate_paths(request: Request, latents: Latents) -> Evaluated:
 
     def channels(coefficients: Coefficients) -> Channels:
         a, b, s = _three(coefficients)
+        if coefficients.lesson is not None:
+            if p is None and companions:
+                tap.listener = coefficients.lesson.of_weighted_p(a, len(companions))
+            _listen(coefficients.lesson, p, q)
         # Where the explicit parameters and the path share a graph, a score coefficient has sent s down the path too.
         correction = -b if s is None or not q.joined else -(b + s)
         of_q = [(q.value, s), *q.path(None if total and q.joined else correction, s is not None)]
@@ -96,6 +102,14 @@ def _with_separate_paths(request: Request, latents: Latents) -> Evaluated:
         return [(p.value, a), *p.path(b, True), *of_q]
 
     return Evaluated(_log_ratio(log_p.detach(), q.value.detach()), channels)
+
+
+def _listen(lesson: Lesson, p: Linearized | None, q: Linearized) -> None:
+    """Hear the slopes of the densities that are linearised."""
+    if p is not None and p.tap is not None:
+        p.tap.listener = lesson.of_p(p.parts)
+    if q.tap is not None:
+        q.tap.listener = lesson.of_q(q.parts)
 
 
 def _with_fixed_samples(request: Request, latents: Latents) -> Evaluated:

@@ -11,7 +11,7 @@ from torch.distributions import Distribution
 
 from iwbounds.bounds import ELBO, IWAE, Bound, Direction
 from iwbounds.checks import Latents, check_latents, check_structure, check_whole_number, map_latents
-from iwbounds.engine.autograd import refuse_transforms
+from iwbounds.engine.autograd import compiling, refuse_transforms
 from iwbounds.gradients import VIMCO, Coefficients, DReG, Gradient, Reparameterized, ScoreFunction
 from iwbounds.proposals import ExtendedProposal, LogJoint, Proposal, as_proposal
 
@@ -93,7 +93,7 @@ class Request:
             return self.gradient.evaluate(bound, log_w)
         value, c, _ = bound.differentiate(log_w)
         other = self.gradient.coefficients(self.proposal_bound.frozen(log_w), log_w)
-        return value, Coefficients(c, other.path, other.score, other.extra)
+        return value, Coefficients(c, other.path, other.score, other.extra, other.lesson)
 
 
 def complete(
@@ -113,6 +113,7 @@ def complete(
     _check_kinds(log_joint, bound, gradient, proposal_bound)
     given = as_proposal(proposal)
     if isinstance(given, ExtendedProposal):
+        _refuse_extended(gradient, given)
         log_joint, given = given.extend(log_joint)
     if num_samples is not None:
         num_samples = check_whole_number("num_samples", num_samples, 1, "Draw at least 1.")
@@ -133,6 +134,7 @@ def complete(
     differentiate = torch.is_grad_enabled()
     if differentiate:
         refuse_transforms()
+        _refuse_learning(chosen)
     return Request(
         log_joint,
         given,
@@ -160,6 +162,22 @@ def _refuse_count(bound: Bound, proposal: Proposal, num_samples: int | None, sam
         )
     if not proposal.independent:
         raise ValueError(f"{bound!r} is exact for independent samples; got {proposal.name} with independent=False.")
+
+
+def _refuse_extended(gradient: Gradient | None, proposal: ExtendedProposal) -> None:
+    if gradient is not None and not gradient.takes_extended:
+        raise ValueError(
+            f"{gradient!r} is proved for draws of one density; got {proposal.name} ({type(proposal).__name__}), whose "
+            "latent is extended. Use DReG(), or Reparameterized()."
+        )
+
+
+def _refuse_learning(gradient: Gradient) -> None:
+    if gradient.learns and compiling():
+        raise RuntimeError(
+            f"{gradient!r} learns at the end of a backward, which torch.compile cannot trace. Compile the model's "
+            "modules instead; or give it what it has learned: Controlled(strengths=…), which compiles."
+        )
 
 
 def _part_of(count: int, name: str, value: int | None) -> int | None:

@@ -42,10 +42,18 @@ def resampled(latents: Latents, coefficients: Coefficients, count: int) -> tuple
     copies = 1 / (count * p.gather(0, indices))
 
     def chosen(coefficient: Tensor | None) -> Tensor | None:
-        return None if coefficient is None else coefficient.gather(0, indices) * copies.to(coefficient.dtype)
+        return None if coefficient is None else weighted(coefficient)
+
+    def weighted(coefficient: Tensor) -> Tensor:
+        return coefficient.gather(0, indices) * copies.to(coefficient.dtype)
 
     kept = Coefficients(
-        chosen(coefficients.model), chosen(coefficients.path), chosen(coefficients.score), coefficients.extra
+        chosen(coefficients.model),
+        chosen(coefficients.path),
+        chosen(coefficients.score),
+        coefficients.extra,
+        # On the few: their sums have the expectation of all, and their second moments are what this backward is of.
+        None if coefficients.lesson is None else coefficients.lesson.chosen(weighted),
     )
     return map_latents(lambda z: _take(z, indices), latents), kept
 
