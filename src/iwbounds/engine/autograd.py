@@ -29,10 +29,14 @@ __all__ = [
     "Tap",
     "attach",
     "compiling",
+    "cut",
     "first_pass",
     "gate",
     "linearize",
     "refuse_transforms",
+    "slopes_at",
+    "split_gate",
+    "times",
     "with_ratio",
 ]
 
@@ -165,6 +169,24 @@ def gate(latents: Latents, reparameterized: Any, tap: Tap | None = None) -> tupl
     return map_latents(through, latents, reparameterized), companions
 
 
+def split_gate(latents: Latents, others: Latents) -> tuple[Latents, list[Tensor]]:
+    """As :func:`gate`; what a gate keeps back from its latents, 1 − b/a of the gradient, goes to their ``others``.
+
+    Args:
+        others: mirrors the latents: the same values by another way, or None.
+    """
+    companions: list[Tensor] = []
+
+    def through(z: Tensor, other: Tensor | None) -> Tensor:
+        if not torch.is_grad_enabled() or not (z.requires_grad or other is not None):
+            return z
+        gated, companion = _SplitGate.apply(z, other)  # type: ignore[no-untyped-call]
+        companions.append(companion)
+        return gated  # type: ignore[no-any-return]
+
+    return map_latents(through, latents, others), companions
+
+
 def with_ratio(density: Tensor, companions: list[Tensor], model: Tensor, path: Tensor) -> Tensor:
     """``density``, evaluated behind a gate, whose backward lets b/a of its gradient pass through that gate.
 
@@ -190,6 +212,18 @@ class _Gate(torch.autograd.Function):
         if ctx.tap is not None and ctx.tap.listener is not None:
             ctx.tap.listener(ctx.place, grad)
         return (grad * ratio).to(grad.dtype), None, None
+
+
+class _SplitGate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, other: Tensor | None) -> tuple[Tensor, Tensor]:
+        ctx.split = other is not None
+        return z.view_as(z), z.new_zeros((), dtype=torch.promote_types(z.dtype, torch.float32)).expand(z.shape)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, ratio: Tensor) -> tuple[Tensor, Tensor | None]:
+        through = (grad * ratio).to(grad.dtype)
+        return through, grad - through if ctx.split else None
 
 
 class _Ratio(torch.autograd.Function):
@@ -273,6 +307,20 @@ def _cut(z: Tensor, reparameterized: bool | None) -> Tensor:
     return _Cut.apply(z) if _on_path(z, reparameterized) else z  # type: ignore[no-untyped-call]
 
 
+def cut(latents: Latents) -> Latents:
+    """Copies, from which no gradient flows back, and with respect to which slopes can be taken."""
+    if not torch.is_grad_enabled():
+        return latents
+    return map_latents(lambda z: _Cut.apply(z.detach().requires_grad_()), latents)  # type: ignore[no-untyped-call]
+
+
+def slopes_at(density: Tensor, copies: Latents, keep_graph: bool = False) -> list[Tensor | None]:
+    """∂ density/∂z at each of the cut ``copies``, now: sample k of datum i enters row (k, i) alone."""
+    at = latent_leaves(copies)
+    ones = torch.ones_like(density)
+    return list(torch.autograd.grad(density, at, ones, retain_graph=keep_graph, allow_unused=True))
+
+
 class _Cut(torch.autograd.Function):
     """The same latents, from which no gradient flows back."""
 
@@ -333,10 +381,10 @@ def _slopes(taken: _Taken, grad: Tensor) -> tuple[Tensor | None, ...]:
         return found
     for place, slope in enumerate(found):
         listener(place, slope)
-    return tuple(None if slope is None else _times(grad, slope) for slope in found)
+    return tuple(None if slope is None else times(grad, slope) for slope in found)
 
 
-def _times(grad: Tensor, slope: Tensor) -> Tensor:
+def times(grad: Tensor, slope: Tensor) -> Tensor:
     """Row by row; where nothing arrives nothing is passed on, be the slope infinite."""
     rows = grad.reshape(grad.shape + (1,) * (slope.ndim - grad.ndim))
     return torch.where(rows == 0, 0, rows * slope).to(slope.dtype)

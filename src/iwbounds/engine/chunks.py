@@ -35,6 +35,11 @@ def evaluate_in_chunks(request: Request, size: int) -> Evaluated:
             "chunk_size draws and evaluates samples anew in the backward, which torch.compile cannot trace. Compile "
             "the model's modules instead, or drop chunk_size inside compiled code."
         )
+    if request.gradient.needs_prior:
+        raise ValueError(
+            f"{request.gradient!r} takes slopes of the densities in the forward, and chunk_size makes their graphs "
+            "in the backward alone. Call iwbounds.accumulate, which takes chunk_size; or drop it."
+        )
     found = [evaluate(_recomputed(request, chunk.values), chunk.latents) for chunk in chunks(blocks(request), size)]
     sizes = [part.log_w.shape[0] for part in found]
 

@@ -13,7 +13,7 @@ from iwbounds.bounds import ELBO, IWAE, Bound, Direction
 from iwbounds.checks import Latents, check_latents, check_structure, check_whole_number, map_latents
 from iwbounds.engine.autograd import compiling, refuse_transforms
 from iwbounds.gradients import VIMCO, Coefficients, DReG, Gradient, Reparameterized, ScoreFunction
-from iwbounds.proposals import ExtendedProposal, LogJoint, Proposal, as_proposal
+from iwbounds.proposals import ExtendedProposal, LogJoint, PriorAndLikelihood, Proposal, as_proposal
 
 __all__ = ["DEFAULT_NUM_SAMPLES", "Request", "complete"]
 
@@ -135,6 +135,7 @@ def complete(
     if differentiate:
         refuse_transforms()
         _refuse_learning(chosen)
+        _check_prior(chosen, log_joint, proposal_bound)
     return Request(
         log_joint,
         given,
@@ -178,6 +179,21 @@ def _refuse_learning(gradient: Gradient) -> None:
             f"{gradient!r} learns at the end of a backward, which torch.compile cannot trace. Compile the model's "
             "modules instead; or give it what it has learned: Controlled(strengths=…), which compiles."
         )
+
+
+def _check_prior(gradient: Gradient, log_joint: LogJoint, proposal_bound: Bound | None) -> None:
+    """Raise where a gradient that treats the prior's parameters apart cannot see them, or is not derived."""
+    if not gradient.needs_prior:
+        return
+    if not isinstance(log_joint, PriorAndLikelihood):
+        raise ValueError(
+            f"{gradient!r} needs a log-joint whose prior it can see, iw.PriorAndLikelihood(prior, log_likelihood); got "
+            f"{getattr(log_joint, '__name__', type(log_joint).__name__)}. Use DReG() with a plain log-joint."
+        )
+    if proposal_bound is not None:
+        raise ValueError(f"{gradient!r} is derived for one bound; got {proposal_bound!r} too. Drop proposal_bound.")
+    if compiling():
+        raise RuntimeError(f"{gradient!r} takes slopes that torch.compile cannot trace. Use DReG() inside of it.")
 
 
 def _part_of(count: int, name: str, value: int | None) -> int | None:

@@ -2,6 +2,7 @@
 
 from iwbounds.gradients.base import Coefficients, Gradient
 from iwbounds.gradients.controlled import Controlled
+from iwbounds.gradients.gdreg import GDReG
 from iwbounds.gradients.lesson import Lesson
 from iwbounds.gradients.reparameterized import STL, DReG, Reparameterized
 from iwbounds.gradients.score import OVIS, VIMCO, RunningMean, ScoreFunction
@@ -15,6 +16,7 @@ __all__ = [
     "Controlled",
     "DReG",
     "DReGWake",
+    "GDReG",
     "Gradient",
     "Lesson",
     "Reparameterized",

@@ -78,6 +78,9 @@ class Gradient(ABC):
     learns: bool = False
     """Whether its coefficients come with a lesson: the engine then takes the slopes of log p and log q apart."""
 
+    needs_prior: bool = False
+    """Whether the parameters of the prior, which the log-joint must then show, get a channel of their own."""
+
     def __init_subclass__(cls, **options: Any) -> None:
         """Refuse a subclass of a final class; take back shortcuts that were written for other coefficients."""
         super().__init_subclass__(**options)
