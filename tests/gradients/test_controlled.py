@@ -191,6 +191,25 @@ def test_sums_of_chunks_add_up():
     torch.testing.assert_close(sums(gradient, *case), sums(gradient, *case, sizes=[3, 5]))
 
 
+def test_shares_of_several_processes_add_up():
+    """Each learns from its own samples and what the others send: the same as one that has them all."""
+    log_w, p, q = batch()
+    expected = sums(Controlled(), log_w, p, q)
+    found, sent = [], []
+
+    def total(mine):  # what an all-reduce would give: here the first process waits for nobody
+        sent.append(mine)
+        return sum(sent)
+
+    for rows in (slice(0, 3), slice(3, 8)):
+        whole = Controlled().coefficients(iw.IWAE(), log_w).lesson
+        whole.notes.learn, whole.notes.upstream = found.append, torch.ones_like(log_w[0])
+        lesson = whole.share(rows, total)
+        for listener, slope in zip((lesson.of_p(1), lesson.of_q(1)), (p[rows], q[rows]), strict=True):
+            listener(0, slope)
+    torch.testing.assert_close(found[1], expected)
+
+
 def test_the_sums_are_the_location_gradients_of_reparameterized_and_of_what_dreg_adds():
     """g is Reparameterized; g + C_1 is DReG: by autograd through a shift of every datum's location."""
     loc = torch.full((6, 3), 0.3, dtype=DOUBLE, requires_grad=True)

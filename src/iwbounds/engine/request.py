@@ -292,6 +292,8 @@ def _unfit(gradient: Gradient, proposal: Proposal) -> str | None:
         return "its support moves with its parameters (fixed_support=False), and the boundary's term would be missing"
     if not proposal.independent and gradient.needs_independence:
         return "its samples depend on each other (independent=False)"
+    if proposal.mean_score is not None and gradient.needs_fixed_support:
+        return proposal.mean_score
     if proposal.total_derivative_only and not gradient.total:
         return (
             "its log_prob knows a sample by how it was made (a transform with a cache, or without an inverse), and has "

@@ -33,6 +33,8 @@ class Notes:
     """Whether this estimate is a step of its own, and not one part of several."""
     upstream: Tensor | None = None
     """The gradient that has arrived at the value, ``(*batch)``."""
+    total: Callable[[Tensor], Tensor] | None = None
+    """Adds up what several processes bring, each of its own samples; None where all samples are here."""
     outstanding: int = 1
     """Groups of samples whose slopes have not all come."""
     sums: dict[int, Tensor] = field(default_factory=dict)
@@ -54,8 +56,9 @@ class Notes:
         """A group of samples is through; the last one hands all in."""
         self.outstanding -= 1
         if self.outstanding == 0 and self.sums:
-            self.learn(torch.cat([self.sums[place] for place in sorted(self.sums)], -1))
+            found = torch.cat([self.sums[place] for place in sorted(self.sums)], -1)
             self.sums.clear()
+            self.learn(found if self.total is None else self.total(found))
             if self.commit_at_end:
                 self.commit()
 
@@ -81,6 +84,12 @@ class Lesson:
         """That of selected samples; ``take`` selects from one ``(K, *batch)`` tensor, and weighs what it selects."""
         on_p, on_q = (torch.stack([take(row) for row in rows]) for rows in (self.on_p, self.on_q))
         return Lesson(on_p, on_q, self.notes)
+
+    def share(self, rows: slice, total: Callable[[Tensor], Tensor]) -> Lesson:
+        """That of one process's samples; ``total`` adds the sums up over all processes, once, at the end of the
+        backward. Then all of them learn the same."""
+        self.notes.total = total
+        return Lesson(self.on_p[:, rows], self.on_q[:, rows], self.notes)
 
     def of_weighted_p(self, model: Tensor, parts: int) -> Listener:
         """For slopes of log p that come multiplied by the upstream gradient and the ``model`` coefficient.
