@@ -55,10 +55,19 @@ JUMPING: dict[str, Callable[[], iw.Bound]] = {
 }
 """Bounds whose gradient jumps: exact under Reparameterized and score functions, refused by DReG."""
 
+CONTROLLED: dict[str, Callable[[], iw.Gradient]] = {
+    "0": lambda: iw.Controlled(strengths=(0.0, 0.0)),
+    "1": lambda: iw.Controlled(strengths=(1.0, 0.0)),
+    "0.37": lambda: iw.Controlled(basis=1, strengths=(0.37,)),
+    "(0.5, -0.8)": lambda: iw.Controlled(strengths=(0.5, -0.8)),
+}
+"""Control variates of given strengths: Reparameterized, DReG, and what lies between and beyond."""
+
 PATHWISE: dict[str, Callable[[], iw.Gradient]] = {
     "reparameterized": iw.Reparameterized,
     "dreg": iw.DReG,
     "control variate": lambda: iw.Reparameterized(control_variate=True),
+    "controlled(0.5, -0.8)": CONTROLLED["(0.5, -0.8)"],
 }
 """Unbiased estimators for reparameterised proposals."""
 

@@ -15,13 +15,14 @@ GRADIENTS = {
     "STL": iw.STL(),
     "DReG": iw.DReG(),
     "DReGWake": iw.DReGWake(),
+    "Controlled": iw.Controlled(),
     "ScoreFunction": iw.ScoreFunction(),
     "VIMCO": iw.VIMCO(),
     "OVIS": iw.OVIS(),
     "Wake": iw.Wake(),
 }
 EVERYTHING = set(GRADIENTS)
-PATHWISE = {"Reparameterized", "STL", "DReG", "DReGWake"}
+PATHWISE = {"Reparameterized", "STL", "DReG", "DReGWake", "Controlled"}
 ROWS = {
     "as assumed": ({}, EVERYTHING, "DReG"),
     "moving support": ({"fixed_support": False}, {"Reparameterized"}, "Reparameterized"),

@@ -10,7 +10,15 @@ from torch.distributions import Independent, Normal
 import iwbounds as iw
 
 B, D, K = 6, 3, 8
-GRADIENTS = [iw.Reparameterized(), iw.STL(), iw.DReG(), iw.DReGWake(), iw.VIMCO(), iw.Wake()]
+GRADIENTS = [
+    iw.Reparameterized(),
+    iw.STL(),
+    iw.DReG(),
+    iw.Controlled(strengths=(0.5, -0.8)),
+    iw.DReGWake(),
+    iw.VIMCO(),
+    iw.Wake(),
+]
 # The way to the parameters is the gradient's: one bound meets them all. Other bounds bring a value, c and h, for which
 # DReG asks, and leave-one-out values, for which VIMCO does.
 COMPILED = [
@@ -68,6 +76,14 @@ def test_compiles_into_one_graph_with_the_eager_answer(bound, gradient, callable
     eager = step(model, model, x)
     compiled = step(model, torch.compile(model, fullgraph=True, backend="aot_eager"), x)
     torch.testing.assert_close(compiled, eager, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.usefixtures("compiler")
+def test_an_estimator_that_learns_is_refused_by_the_compiler():
+    model, x = Model(iw.IWAE(), iw.Controlled()), torch.randn(B, 4)
+    with pytest.raises(Exception, match=r"which torch\.compile cannot trace.*Controlled\(strengths=…\)"):
+        torch.compile(model, fullgraph=True, backend="aot_eager")(x)
 
 
 @pytest.mark.parametrize("gradient", [iw.Reparameterized(), iw.DReG(), iw.VIMCO()], ids=repr)

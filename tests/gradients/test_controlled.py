@@ -7,45 +7,21 @@ import torch
 from torch.distributions import Normal
 
 import iwbounds as iw
-from iwbounds.gradients.controlled import Controlled, _described
+from iwbounds import Controlled
+from iwbounds.gradients.controlled import _described
 from tests.oracles import expectation
-from tests.registry import BOUNDS, JUMPING, Own
+from tests.registry import BOUNDS, CONTROLLED, JUMPING, Own
+from tests.test_exactness import assert_same, fits
 
 DOUBLE = torch.float64
-NODES = {2: 48, 3: 30}
-STRENGTHS = {"0": (0.0, 0.0), "dreg": (1.0, 0.0), "0.37": (0.37, 0.0), "(0.5, -0.8)": (0.5, -0.8)}
 
 
-def fits(name, count):
-    try:
-        BOUNDS[name]().check_count(count)
-    except ValueError:
-        return False
-    return True
-
-
-def assert_unbiased(model, bound, strengths):
-    found = model.estimated(bound, Controlled(strengths=strengths))
-    for label, a, b in zip(model.names(), found, model.truth(bound), strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=1e-8, msg=lambda text, label=label: f"{label}: {text}")
-
-
-@pytest.mark.parametrize("strengths", STRENGTHS.values(), ids=STRENGTHS)
+@pytest.mark.parametrize("gradient", CONTROLLED.values(), ids=CONTROLLED)
 @pytest.mark.parametrize("name", [name for name in BOUNDS if fits(name, 2)])
-def test_any_given_strengths_are_unbiased(name, strengths):
-    """By quadrature, for model and proposal parameters apart: 1e-8."""
-    assert_unbiased(expectation.gaussian(2, NODES[2]), BOUNDS[name](), strengths)
-
-
-@pytest.mark.parametrize("name", [name for name in BOUNDS if fits(name, 3)])
-def test_strengths_are_unbiased_with_three_samples(name):
-    assert_unbiased(expectation.gaussian(3, NODES[3]), BOUNDS[name](), STRENGTHS["(0.5, -0.8)"])
-
-
-@pytest.mark.parametrize("name", [name for name in BOUNDS if fits(name, 2) and not name.startswith("u-stat")])
-def test_strengths_are_unbiased_through_layers(name):
-    """q(z1) q(z2 | z1): the path z1 → z2 counts, in the score's and in the path's part alike."""
-    assert_unbiased(expectation.gaussian_pair(12), BOUNDS[name](), STRENGTHS["(0.5, -0.8)"])
+def test_any_given_strengths_are_unbiased(name, gradient):
+    """By quadrature, for model and proposal parameters apart: 1e-8. (The registry's tests take one of them further.)"""
+    model, bound = expectation.gaussian(2, 48), BOUNDS[name]()
+    assert_same(model, model.estimated(bound, gradient()), model.truth(bound), 1e-8)
 
 
 @pytest.mark.parametrize("name", BOUNDS)
@@ -194,28 +170,59 @@ def test_parts_of_a_batch_count_as_the_batch():
     torch.testing.assert_close(whole.strengths_for(iw.IWAE(), 8), parts.strengths_for(iw.IWAE(), 8))
 
 
-def test_terms_of_chunks_and_ranks_add_up():
+def sums(gradient, log_w, slope_p, slope_q, sizes=None):
+    """What the engine hands in at the end of a backward, of all samples or of groups of them."""
+    heard = []
+    lesson = gradient.coefficients(iw.IWAE(), log_w).lesson
+    lesson.notes.learn, lesson.notes.upstream = heard.append, torch.ones_like(log_w[0])
+    parts = [lesson] if sizes is None else lesson.split(sizes)
+    slopes = zip(*(slope.split(sizes or [len(log_w)]) for slope in (slope_p, slope_q)), strict=True)
+    for part, (p, q) in zip(parts, slopes, strict=True):
+        listeners = part.of_p(1), part.of_q(1)
+        listeners[0](0, p)
+        assert not heard, "nothing is handed in before all slopes have come"
+        listeners[1](0, q)
+    return heard[0]
+
+
+def test_sums_of_chunks_add_up():
     gradient = Controlled(basis=3)
+    case = batch()
+    torch.testing.assert_close(sums(gradient, *case), sums(gradient, *case, sizes=[3, 5]))
+
+
+def test_shares_of_several_processes_add_up():
+    """Each learns from its own samples and what the others send: the same as one that has them all."""
     log_w, p, q = batch()
-    whole = gradient.location_terms(iw.IWAE(), log_w, p, q)
-    parts = [gradient.location_terms(iw.IWAE(), log_w, p[r], q[r], r) for r in (slice(0, 3), slice(3, 8))]
-    torch.testing.assert_close(whole, parts[0] + parts[1])
+    expected = sums(Controlled(), log_w, p, q)
+    found, sent = [], []
+
+    def total(mine):  # what an all-reduce would give: here the first process waits for nobody
+        sent.append(mine)
+        return sum(sent)
+
+    for rows in (slice(0, 3), slice(3, 8)):
+        whole = Controlled().coefficients(iw.IWAE(), log_w).lesson
+        whole.notes.learn, whole.notes.upstream = found.append, torch.ones_like(log_w[0])
+        lesson = whole.share(rows, total)
+        for listener, slope in zip((lesson.of_p(1), lesson.of_q(1)), (p[rows], q[rows]), strict=True):
+            listener(0, slope)
+    torch.testing.assert_close(found[1], expected)
 
 
-def test_the_terms_are_the_location_gradients_of_reparameterized_and_of_what_dreg_adds():
+def test_the_sums_are_the_location_gradients_of_reparameterized_and_of_what_dreg_adds():
     """g is Reparameterized; g + C_1 is DReG: by autograd through a shift of every datum's location."""
-    log_w, _, _ = batch(4, 6)
     loc = torch.full((6, 3), 0.3, dtype=DOUBLE, requires_grad=True)
     torch.manual_seed(2)
     noise = torch.randn(4, 6, 3, dtype=DOUBLE)
     z = (loc + 0.7 * noise).detach()
     log_w = (Normal(0.0, 1.0).log_prob(z) - Normal(0.3, 0.7).log_prob(z)).sum(-1)
-    terms = Controlled().location_terms(iw.IWAE(), log_w, -z, -noise / 0.7)
+    found = sums(Controlled(), log_w, -z, -noise / 0.7)
     moving = loc + 0.7 * noise
     value = iw.IWAE()((Normal(0.0, 1.0).log_prob(moving) - Normal(loc, 0.7).log_prob(moving)).sum(-1))
-    torch.testing.assert_close(terms[0], torch.autograd.grad(value.sum(), loc)[0])
+    torch.testing.assert_close(found[0], torch.autograd.grad(value.sum(), loc)[0])
     w = iw.normalized_weights(log_w).unsqueeze(-1)
-    torch.testing.assert_close(terms[0] + terms[1], (w**2 * (-z + noise / 0.7)).sum(0))
+    torch.testing.assert_close(found[0] + found[1], (w**2 * (-z + noise / 0.7)).sum(0))
 
 
 def test_each_bound_and_number_of_samples_has_its_own_strengths():

@@ -175,8 +175,9 @@ def test_what_the_engine_may_assume():
         assert not proposal.independent
         assert proposal.reparameterized == (True, None)
         assert proposal.visible((1, 2)) == 1
-    assert equal.fixed_support
-    assert not given.fixed_support
+        assert proposal.fixed_support
+    assert equal.mean_score is None
+    assert "as many samples of every component" in given.mean_score
 
 
 class TestRefusals:
@@ -184,8 +185,15 @@ class TestRefusals:
     def test_estimators_that_need_draws_of_one_density(self, gradient):
         """With given probabilities the mean score is not zero, so that the control variate is refused too."""
         q = StratifiedMixture(LOGITS, Normal(LOCS.clone().requires_grad_(), SCALES))
-        with pytest.raises(ValueError, match="is wrong for StratifiedMixture of 3 components"):
+        with pytest.raises(ValueError, match=r"is wrong for StratifiedMixture of 3 components: (its samples|it draws)"):
             iw.estimate(log_target, q, gradient=gradient, num_samples=6)
+
+    def test_the_reason_is_the_probabilities_and_not_the_support(self):
+        q = StratifiedMixture(LOGITS, Normal(LOCS.clone().requires_grad_(), SCALES))
+        with pytest.raises(ValueError, match=r"it draws as many samples of every component.*logits=None") as raised:
+            iw.estimate(log_target, q, gradient=iw.Reparameterized(control_variate=True), num_samples=6)
+        assert "support" not in str(raised.value)
+        assert "What fits: Reparameterized()." in str(raised.value)
 
     def test_samples_that_do_not_divide(self):
         with pytest.raises(ValueError, match=r"a number of samples that 3 divides; got 64\. Use num_samples=63"):

@@ -37,7 +37,8 @@ class SUMO(Bound):
     with the bias of IWAE, noisier than IWAE and no tighter. Its use is where T is drawn first and only T + 1 samples
     are: see :meth:`draw_stops` and :meth:`stopped_at`, unbiased for log p(x). That estimate is no bound of anything
     (direction none), and with the published truncation its variance may be infinite: the geometric tail, which keeps
-    the cost finite, falls faster than the differences do. Larger ``start`` and ``alpha`` reduce the variance.
+    the cost finite, falls faster than the differences do. Larger ``start`` and ``alpha`` reduce the variance. For an
+    unbiased estimate of finite variance, whose gradient the engine makes too, use :class:`iwbounds.UMLMC` instead.
     Unbiased gradients: reparameterised and DReG, given T. Time and memory O(K).
 
     Args:

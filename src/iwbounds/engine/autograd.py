@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,17 +21,24 @@ from torch.autograd.function import once_differentiable
 from torch.autograd.graph import GradientEdge
 
 from iwbounds.checks import Latents, latent_leaves, map_latents
+from iwbounds.gradients.lesson import Listener, Notes
 
 __all__ = [
     "Channel",
+    "Linearized",
+    "Tap",
     "attach",
     "compiling",
+    "cut",
     "first_pass",
     "gate",
     "linearize",
     "on_paths",
     "refuse_transforms",
     "refuse_unreached",
+    "slopes_at",
+    "split_gate",
+    "times",
     "with_ratio",
 ]
 
@@ -74,7 +82,7 @@ def first_pass(option: str) -> Iterator[None]:
 # Attach.
 
 
-def attach(value: Tensor, channels: Iterable[Channel]) -> Tensor:
+def attach(value: Tensor, channels: Iterable[Channel], notes: Notes | None = None) -> Tensor:
     """``value``, with a backward that sends ``multiplier`` times its gradient to each tensor in ``channels``.
 
     Pairs with a None, or with a tensor outside every graph, are dropped. What is returned is the sum of tensors times
@@ -82,6 +90,8 @@ def attach(value: Tensor, channels: Iterable[Channel]) -> Tensor:
     (Adding a difference of two such sums instead would meet inf − inf where a log-density is −inf. A Function of its
     own would hide from a compiler that the value depends on the tensors: their random numbers were then drawn twice,
     once for each of its two graphs.)
+
+    ``notes`` are told what arrives at the value, before anything else is.
     """
     # A frozen model or proposal has no channel, and costs nothing in the backward.
     live = [(t, m) for t, m in channels if t is not None and m is not None and t.requires_grad]
@@ -95,7 +105,13 @@ def attach(value: Tensor, channels: Iterable[Channel]) -> Tensor:
     carrier.detach().copy_(value)
     if not compiling():
         carrier.register_hook(lambda grad: _refuse_second(grad, [t for t, _ in live]))  # type: ignore[no-untyped-call]
+    if notes is not None:
+        carrier.register_hook(functools.partial(_tell_upstream, notes))  # type: ignore[no-untyped-call]
     return carrier
+
+
+def _tell_upstream(notes: Notes, grad: Tensor) -> None:
+    notes.upstream = grad.detach()
 
 
 def _per_datum(product: Tensor, batch_ndim: int) -> Tensor:
@@ -128,7 +144,14 @@ class _DifferentiableOnce(torch.autograd.Function):
 # Gate.
 
 
-def gate(latents: Latents, reparameterized: Any) -> tuple[Latents, list[Tensor]]:
+@dataclass
+class Tap:
+    """Where gradients come by that someone may want to hear of, once it is known who."""
+
+    listener: Listener | None = None
+
+
+def gate(latents: Latents, reparameterized: Any, tap: Tap | None = None) -> tuple[Latents, list[Tensor]]:
     """The latents that the log-joint is called on, and one tensor of zeros per gated part, whose gradient is its ratio.
 
     The coefficients are not known yet when the log-joint is called. So each gated tensor leaves its gate with a
@@ -137,6 +160,7 @@ def gate(latents: Latents, reparameterized: Any) -> tuple[Latents, list[Tensor]]
 
     Args:
         reparameterized: as of :class:`iwbounds.Proposal`, for all parts or for each.
+        tap: hears what arrives at each gate from behind.
     """
     companions: list[Tensor] = []
 
@@ -144,13 +168,31 @@ def gate(latents: Latents, reparameterized: Any) -> tuple[Latents, list[Tensor]]
         if not _on_path(z, flag):
             return z
         # One companion per part: parts differ in shape, and each ratio must arrive in that of its part.
-        gated, companion = _Gate.apply(z)  # type: ignore[no-untyped-call]
+        gated, companion = _Gate.apply(z, tap, len(companions))  # type: ignore[no-untyped-call]
         companions.append(companion)
         return gated  # type: ignore[no-any-return]
 
     if isinstance(latents, Tensor):
         return through(latents, reparameterized), companions
     return map_latents(through, latents, reparameterized), companions
+
+
+def split_gate(latents: Latents, others: Latents) -> tuple[Latents, list[Tensor]]:
+    """As :func:`gate`; what a gate keeps back from its latents, 1 − b/a of the gradient, goes to their ``others``.
+
+    Args:
+        others: mirrors the latents: the same values by another way, or None.
+    """
+    companions: list[Tensor] = []
+
+    def through(z: Tensor, other: Tensor | None) -> Tensor:
+        if not torch.is_grad_enabled() or not (z.requires_grad or other is not None):
+            return z
+        gated, companion = _SplitGate.apply(z, other)  # type: ignore[no-untyped-call]
+        companions.append(companion)
+        return gated  # type: ignore[no-any-return]
+
+    return map_latents(through, latents, others), companions
 
 
 def with_ratio(density: Tensor, companions: list[Tensor], model: Tensor, path: Tensor) -> Tensor:
@@ -170,13 +212,28 @@ class _Gate(torch.autograd.Function):
     """Latents, and zeros of stride 0 (they cost no memory) in a precision that the ratio is not rounded to."""
 
     @staticmethod
-    def forward(_ctx: Any, z: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, z: Tensor, tap: Tap | None, place: int) -> tuple[Tensor, Tensor]:
+        ctx.tap, ctx.place = tap, place
         return z.view_as(z), z.new_zeros((), dtype=torch.promote_types(z.dtype, torch.float32)).expand(z.shape)
 
     @staticmethod
-    def backward(_ctx: Any, grad: Tensor, ratio: Tensor) -> Tensor:
+    def backward(ctx: Any, grad: Tensor, ratio: Tensor) -> tuple[Tensor, None, None]:
+        if ctx.tap is not None and ctx.tap.listener is not None:
+            ctx.tap.listener(ctx.place, grad)
         # Multiplied in float32 where the latents are half: b/a may lie outside float16's range.
-        return (grad * ratio).to(grad.dtype)
+        return (grad * ratio).to(grad.dtype), None, None
+
+
+class _SplitGate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, other: Tensor | None) -> tuple[Tensor, Tensor]:
+        ctx.split = other is not None
+        return z.view_as(z), z.new_zeros((), dtype=torch.promote_types(z.dtype, torch.float32)).expand(z.shape)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, ratio: Tensor) -> tuple[Tensor, Tensor | None]:
+        through = (grad * ratio).to(grad.dtype)
+        return through, grad - through if ctx.split else None
 
 
 class _Ratio(torch.autograd.Function):
@@ -208,6 +265,10 @@ class Linearized(NamedTuple):
     """Channels that send ``multiplier · ∂ log-density/∂z`` to the latents. The boolean says whether the graph of
     ``value`` is still needed afterwards."""
     joined: bool
+    tap: Tap | None = None
+    """Hears the slopes themselves, of each part on the path; None where there is none."""
+    parts: int = 0
+    """How many parts are on the path."""
 
 
 def linearize(
@@ -234,7 +295,7 @@ def linearize(
     if not (edges and value.requires_grad):
         return Linearized(value, lambda _multiplier, _keep: [], joined)
     # Made now, beside the density: autograd walks the latest nodes first, so that chunk follows chunk in the backward.
-    taken = _Taken(value, edges, joined)
+    taken = _Taken(value, edges, joined, Tap())
     through = _Path.apply(value.detach(), taken, *live)  # type: ignore[no-untyped-call]
 
     def path(multiplier: Tensor | None, keep_graph: bool) -> list[Channel]:
@@ -242,7 +303,7 @@ def linearize(
         taken.keep_graph = keep_graph
         return [(through, multiplier)]
 
-    return Linearized(value, path, joined)
+    return Linearized(value, path, joined, taken.tap, len(live))
 
 
 def _on_path(z: Tensor, reparameterized: bool | None) -> bool:
@@ -260,6 +321,20 @@ def on_paths(latents: Latents, reparameterized: Any) -> list[Tensor]:
 
 def _cut(z: Tensor, reparameterized: bool | None) -> Tensor:
     return _Cut.apply(z) if _on_path(z, reparameterized) else z  # type: ignore[no-untyped-call]
+
+
+def cut(latents: Latents) -> Latents:
+    """Copies, from which no gradient flows back, and with respect to which slopes can be taken."""
+    if not torch.is_grad_enabled():
+        return latents
+    return map_latents(lambda z: _Cut.apply(z.detach().requires_grad_()), latents)  # type: ignore[no-untyped-call]
+
+
+def slopes_at(density: Tensor, copies: Latents, keep_graph: bool = False) -> list[Tensor | None]:
+    """∂ density/∂z at each of the cut ``copies``, now: sample k of datum i enters row (k, i) alone."""
+    at = latent_leaves(copies)
+    ones = torch.ones_like(density)
+    return list(torch.autograd.grad(density, at, ones, retain_graph=keep_graph, allow_unused=True))
 
 
 class _Cut(torch.autograd.Function):
@@ -282,6 +357,7 @@ class _Taken:
     edges: list[Any]
     at_samples: bool
     """Whether ``edges`` are the samples themselves, rather than copies that only this density has seen."""
+    tap: Tap
     keep_graph: bool = False
     """Whether the density's parameters have a channel of their own, which walks the same graph."""
 
@@ -305,9 +381,8 @@ class _Path(torch.autograd.Function):
                 "retain_graph=True: the graph of log q is freed once its slope is taken. Call backward once, on a sum "
                 "of the values, or keep the graph."
             )
-        # Sample k of datum i enters row (k, i) alone: one call gives every row.
         keep_graph = taken.keep_graph or _graph_is_retained()
-        slopes = torch.autograd.grad(taken.density, taken.edges, grad, retain_graph=keep_graph, allow_unused=True)
+        slopes = _slopes(taken, grad, keep_graph)
         if taken.at_samples and all(slope is None for slope in slopes):
             raise RuntimeError(_UNREACHED)
         if not keep_graph:
@@ -337,6 +412,26 @@ def refuse_unreached(density: Tensor, latents: Latents) -> None:
 def _graph_is_retained() -> bool:
     """Whether the backward that is running was asked to keep its graph: another one may follow."""
     return bool(torch._C._autograd._get_current_graph_task_keep_graph())  # no public name asks this
+
+
+def _slopes(taken: _Taken, grad: Tensor, keep_graph: bool) -> tuple[Tensor | None, ...]:
+    """``grad`` times the slopes. Sample k of datum i enters row (k, i) alone: one call gives every row."""
+    assert taken.density is not None, "the caller has looked"
+    listener = taken.tap.listener
+    # Who wants to hear the slopes gets them before they are multiplied: dividing by what underflows would lose them.
+    seed = grad if listener is None else torch.ones_like(grad)
+    found = torch.autograd.grad(taken.density, taken.edges, seed, retain_graph=keep_graph, allow_unused=True)
+    if listener is None:
+        return found
+    for place, slope in enumerate(found):
+        listener(place, slope)
+    return tuple(None if slope is None else times(grad, slope) for slope in found)
+
+
+def times(grad: Tensor, slope: Tensor) -> Tensor:
+    """Row by row; where nothing arrives nothing is passed on, be the slope infinite."""
+    rows = grad.reshape(grad.shape + (1,) * (slope.ndim - grad.ndim))
+    return torch.where(rows == 0, 0, rows * slope).to(slope.dtype)
 
 
 def _linearize_traced(density: Callable[[Latents], Tensor], latents: Latents, reparameterized: Any) -> Linearized:

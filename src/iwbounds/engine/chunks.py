@@ -35,6 +35,11 @@ def evaluate_in_chunks(request: Request, size: int) -> Evaluated:
             "chunk_size draws and evaluates samples anew in the backward, which torch.compile cannot trace. Compile "
             "the model's modules instead, or drop chunk_size inside compiled code."
         )
+    if request.gradient.needs_prior:
+        raise ValueError(
+            f"{request.gradient!r} takes slopes of the densities in the forward, and chunk_size makes their graphs "
+            "in the backward alone. Call iwbounds.accumulate, which takes chunk_size; or drop it."
+        )
     found = [evaluate(_recomputed(request, chunk.values), chunk.latents) for chunk in chunks(blocks(request), size)]
     sizes = [part.log_w.shape[0] for part in found]
 
@@ -96,6 +101,8 @@ def run_in_two_passes(request: Request, size: int, weight: Callable[[Tensor], fl
     # The gradient that −mean over the whole batch sends to each datum: known before any backward is run.
     upstream = torch.full_like(value, weight(value))
     if coefficients is not None:
+        if coefficients.lesson is not None:
+            coefficients.lesson.notes.upstream = upstream
         _run(coefficients.extra, upstream)
         _second_pass(request, size, coefficients, first, upstream)
     return Estimate(value, first.log_w, request.direction)

@@ -102,6 +102,8 @@ def estimate(
     # A default gradient is new in every call, and has no state that could learn.
     if gradient is not None and request.differentiate:
         gradient.update(found.value.detach())
+    if found.coefficients is not None and found.coefficients.lesson is not None:
+        found.coefficients.lesson.notes.commit_at_end = True  # one part of an accumulate is no step of its own
     return found
 
 
@@ -115,8 +117,13 @@ def run(request: Request, keep_samples: bool = False) -> Estimate:
     with torch.no_grad():
         value, coefficients = request.evaluate(evaluated.log_w)
     if coefficients is not None:
-        value = attach(value, [*evaluated.channels(coefficients), *coefficients.extra])
+        value = _attached(value, evaluated, coefficients)
     return _estimate(request, value, evaluated.log_w, coefficients, latents if keep_samples else None)
+
+
+def _attached(value: Tensor, evaluated: Evaluated, coefficients: Coefficients) -> Tensor:
+    notes = None if coefficients.lesson is None else coefficients.lesson.notes
+    return attach(value, [*evaluated.channels(coefficients), *coefficients.extra], notes)
 
 
 def _run_on_few(request: Request, latents: Latents, keep_samples: bool) -> Estimate:
@@ -128,8 +135,7 @@ def _run_on_few(request: Request, latents: Latents, keep_samples: bool) -> Estim
     assert coefficients is not None, "gradients are on"
     # Gathered from the latents in the graph: the rows that are left out get no gradient, which is the point.
     chosen, kept = resampled(latents, coefficients, request.backward_samples)
-    channels = _evaluated(replace(request, count=request.backward_samples), chosen).channels(kept)
-    value = attach(value, [*channels, *kept.extra])
+    value = _attached(value, _evaluated(replace(request, count=request.backward_samples), chosen), kept)
     return _estimate(request, value, log_w, coefficients, latents if keep_samples else None)
 
 

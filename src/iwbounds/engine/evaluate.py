@@ -12,12 +12,28 @@ from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.distributions import Distribution
 
 from iwbounds.checks import Latents, check_log_joint, check_log_q, latent_leaves, map_latents
-from iwbounds.engine.autograd import Channel, compiling, gate, linearize, on_paths, refuse_unreached, with_ratio
+from iwbounds.engine.autograd import (
+    Channel,
+    Linearized,
+    Tap,
+    compiling,
+    cut,
+    gate,
+    linearize,
+    on_paths,
+    refuse_unreached,
+    slopes_at,
+    split_gate,
+    times,
+    with_ratio,
+)
 from iwbounds.engine.request import Request
-from iwbounds.gradients import Coefficients
-from iwbounds.proposals import LogProb, Proposal
+from iwbounds.gradients import Coefficients, Lesson
+from iwbounds.proposals import LogProb, PriorAndLikelihood, Proposal
+from iwbounds.proposals.prior import checked_like, retraced
 
 __all__ = ["Channels", "Evaluated", "evaluate"]
 
@@ -38,9 +54,12 @@ def evaluate(request: Request, latents: Latents) -> Evaluated:
     # From the cheapest requirement to the dearest: no path; one coefficient for all; one gate; two linearisations.
     if not request.gradient.pathwise:
         return _with_fixed_samples(request, latents)
+    if request.gradient.needs_prior:
+        return _with_prior_path(request, latents)
     if request.total:
         return _as_one_difference(request, latents)
-    if request.gate and request.proposal.fixed_log_prob is not None:
+    # Behind one gate the slopes of the two densities arrive as one, which no estimator learns from.
+    if request.gate and request.proposal.fixed_log_prob is not None and not request.gradient.learns:
         return _behind_one_gate(request, latents)
     return _with_separate_paths(request, latents)
 
@@ -86,7 +105,8 @@ def _with_separate_paths(request: Request, latents: Latents) -> Evaluated:
     _refuse_unfit(request, latents, q.value)
     if proposal.needs_own_samples:  # elsewhere the backward notices, and forwards are not made slower
         refuse_unreached(q.value, latents)
-    gated, companions = _gated(request, latents) if request.gate else (latents, [])
+    tap = Tap()
+    gated, companions = _gated(request, latents, tap) if request.gate else (latents, [])
 
     def log_joint(z: Latents) -> Tensor:
         return check_log_joint(request.log_joint(z), q.value)
@@ -96,6 +116,10 @@ def _with_separate_paths(request: Request, latents: Latents) -> Evaluated:
 
     def channels(coefficients: Coefficients) -> Channels:
         a, b, s = _three(coefficients)
+        if coefficients.lesson is not None:
+            if p is None and companions:
+                tap.listener = coefficients.lesson.of_weighted_p(a, len(companions))
+            _listen(coefficients.lesson, p, q)
         # Where the explicit parameters and the path share a graph, a score coefficient has sent s down the path too.
         correction = -b if s is None or not q.joined else -(b + s)
         # Joined, the total derivative (s = −b) is the density as it stands: its path needs no channel of its own.
@@ -105,6 +129,85 @@ def _with_separate_paths(request: Request, latents: Latents) -> Evaluated:
         return [(p.value, a), *p.path(b, True), *of_q]
 
     return Evaluated(_log_ratio(log_p.detach(), q.value.detach()), channels)
+
+
+def _listen(lesson: Lesson, p: Linearized | None, q: Linearized) -> None:
+    """Hear the slopes of the densities that are linearised."""
+    if p is not None and p.tap is not None:
+        p.tap.listener = lesson.of_p(p.parts)
+    if q.tap is not None:
+        q.tap.listener = lesson.of_q(q.parts)
+
+
+def _with_prior_path(request: Request, latents: Latents) -> Evaluated:
+    r"""DReG, and the parameters of each part's prior by the path from that prior's noise.
+
+    With the path's slope :math:`b\,\partial_z \log w`, the prior's is that of all else in the log-joint times a, less
+    the path's:
+
+    .. math:: h\,\partial_z\log w + c\,\partial_z(\log q - \log p_\eta)
+              = c\,\partial_z(\log p - \log p_\eta) - (c-h)\,\partial_z \log w
+
+    So what a gate in front of the likelihood keeps back from the latents goes to the prior. The slopes of the log-prior
+    and the log-proposal are taken at once, at copies.
+    """
+    joint, proposal = request.log_joint, request.proposal
+    assert isinstance(joint, PriorAndLikelihood), "checked with the arguments"
+    copies = cut(latents)
+    log_q = _log_q(request, copies, proposal.fixed_log_prob)
+    # At copies every density requires grad; whether the proposal is trained is seen at samples that do not.
+    on_path = any(z.requires_grad for z in latent_leaves(latents))
+    _refuse_unfit(request, latents, log_q if on_path else _log_q(request, latents))
+    priors = joint.priors(copies)
+    log_priors = [checked_like(p.log_prob(z), log_q) for p, z in zip(priors, latent_leaves(copies), strict=True)]
+    others = _by_way_of(priors, latents) if torch.is_grad_enabled() else map_latents(lambda _: None, latents)
+    gated, companions = split_gate(latents, others) if request.gate else (copies, [])
+    likelihood = check_log_joint(joint.log_likelihood(gated), log_q)
+
+    def channels(coefficients: Coefficients) -> Channels:
+        a, b, _ = _three(coefficients)
+        rest = [] if request.gate else [slopes_at(likelihood, copies, keep_graph=True)]
+        slopes = _PriorSlopes(slopes_at(log_q, copies), [slopes_at(p, copies, True) for p in log_priors], rest)
+        found: list[Channel] = [(with_ratio(likelihood, companions, a, b), a)]
+        for place, (z, other) in enumerate(zip(latent_leaves(latents), latent_leaves(others), strict=True)):
+            path = slopes.path(place, b)
+            found += [(z, path), (other, None if other is None else slopes.beside(place, a) - path)]
+        return found
+
+    log_p = sum((p.detach() for p in log_priors), likelihood.detach())
+    return Evaluated(_log_ratio(log_p, log_q.detach()), channels)
+
+
+def _by_way_of(priors: list[Distribution], latents: Latents) -> Latents:
+    """Each part as a function of its prior's parameters; None where those are fixed."""
+    left = iter(priors)
+    return map_latents(lambda z: retraced(next(left), z), latents)
+
+
+class _PriorSlopes(NamedTuple):
+    """The slopes of the densities at every part; None for zero."""
+
+    of_q: list[Tensor | None]
+    of_priors: list[list[Tensor | None]]
+    """Of each part's prior, at every part."""
+    of_likelihood: list[list[Tensor | None]]
+    """Empty where it stands behind a gate."""
+
+    def path(self, place: int, b: Tensor) -> Tensor:
+        """b ∂ log w/∂z, for what is not behind a gate."""
+        up = [slopes[place] for slopes in [*self.of_priors, *self.of_likelihood]]
+        return _weighed(b, up) - _weighed(b, [self.of_q[place]])
+
+    def beside(self, place: int, a: Tensor) -> Tensor:
+        """a times the slope of all in the log-joint but this part's own prior."""
+        priors = [slopes[place] for m, slopes in enumerate(self.of_priors) if m != place]
+        return _weighed(a, [*priors, *(slopes[place] for slopes in self.of_likelihood)])
+
+
+def _weighed(coefficient: Tensor, slopes: list[Tensor | None]) -> Tensor:
+    """The coefficient times the sum of the slopes; a scalar zero where there is none."""
+    found = [times(coefficient, slope) for slope in slopes if slope is not None]
+    return torch.stack(found).sum(0) if found else coefficient.new_zeros(())
 
 
 def _with_fixed_samples(request: Request, latents: Latents) -> Evaluated:
@@ -135,11 +238,11 @@ def _with_fixed_samples(request: Request, latents: Latents) -> Evaluated:
     return Evaluated(_log_ratio(log_p.detach(), log_q.detach()), channels)
 
 
-def _gated(request: Request, latents: Latents) -> tuple[Latents, list[Tensor]]:
+def _gated(request: Request, latents: Latents, tap: Tap | None = None) -> tuple[Latents, list[Tensor]]:
     """The latents that the log-joint is called on, and what their gate will be told the ratio b/a by."""
     if request.gradient.path_is_model:
         return latents, []  # nothing to scale, and the gate's two nodes would cost a tenth of a small step
-    return gate(latents, request.proposal.reparameterized)
+    return gate(latents, request.proposal.reparameterized, tap)
 
 
 def _three(coefficients: Coefficients) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -202,11 +305,12 @@ def _refuse_unfit(request: Request, latents: Latents, log_q: Tensor) -> None:
         raise ValueError(_no_path_message(request.proposal))
     if not (needs_own and on_path) or request.gradient.total or not request.gradient.pathwise:
         return
-    if compiling() or len(latent_leaves(latents)) > 1:
+    several = len(latent_leaves(latents)) > 1
+    if compiling() or several or request.gradient.needs_prior:
+        why = "under torch.compile" if compiling() else "as there are several parts" if several else "and of the prior"
         raise ValueError(
-            f"{request.gradient!r} takes the derivative of log q at copies of the samples "
-            f"({'under torch.compile' if compiling() else 'as there are several parts'}), but {request.proposal.name} "
-            "needs its own samples (needs_own_samples=True). Use Reparameterized()."
+            f"{request.gradient!r} takes the derivative of log q at copies of the samples ({why}), but "
+            f"{request.proposal.name} needs its own samples (needs_own_samples=True). Use Reparameterized()."
         )
 
 

@@ -11,9 +11,9 @@ from torch.distributions import Distribution
 
 from iwbounds.bounds import ELBO, IWAE, Bound, Direction
 from iwbounds.checks import Latents, check_latents, check_structure, check_whole_number, map_latents
-from iwbounds.engine.autograd import refuse_transforms
+from iwbounds.engine.autograd import compiling, refuse_transforms
 from iwbounds.gradients import VIMCO, Coefficients, DReG, Gradient, Reparameterized, ScoreFunction
-from iwbounds.proposals import ExtendedProposal, LogJoint, Proposal, as_proposal
+from iwbounds.proposals import ExtendedProposal, LogJoint, PriorAndLikelihood, Proposal, as_proposal
 
 __all__ = ["DEFAULT_NUM_SAMPLES", "Request", "complete"]
 
@@ -97,7 +97,7 @@ class Request:
         value, c, _ = bound.differentiate(log_w)
         # Two bounds: the model's coefficient from one, path and score from the other, at the same weights.
         other = self.gradient.coefficients(self.proposal_bound.frozen(log_w), log_w)
-        return value, Coefficients(c, other.path, other.score, other.extra)
+        return value, Coefficients(c, other.path, other.score, other.extra, other.lesson)
 
 
 def complete(
@@ -118,6 +118,7 @@ def complete(
     # Kinds first: everything below asks questions that only the right kinds can answer.
     given = as_proposal(proposal)
     if isinstance(given, ExtendedProposal):
+        _refuse_extended(gradient, given)
         log_joint, given = given.extend(log_joint)
     if num_samples is not None:
         num_samples = check_whole_number("num_samples", num_samples, 1, "Draw at least 1.")
@@ -140,6 +141,8 @@ def complete(
     differentiate = torch.is_grad_enabled()
     if differentiate:
         refuse_transforms()
+        _refuse_learning(chosen)
+        _check_prior(chosen, log_joint, proposal_bound)
     return Request(
         log_joint,
         given,
@@ -167,6 +170,37 @@ def _refuse_count(bound: Bound, proposal: Proposal, num_samples: int | None, sam
         )
     if not proposal.independent:
         raise ValueError(f"{bound!r} is exact for independent samples; got {proposal.name} with independent=False.")
+
+
+def _refuse_extended(gradient: Gradient | None, proposal: ExtendedProposal) -> None:
+    if gradient is not None and not gradient.takes_extended:
+        raise ValueError(
+            f"{gradient!r} is proved for draws of one density; got {proposal.name} ({type(proposal).__name__}), whose "
+            "latent is extended. Use DReG(), or Reparameterized()."
+        )
+
+
+def _refuse_learning(gradient: Gradient) -> None:
+    if gradient.learns and compiling():
+        raise RuntimeError(
+            f"{gradient!r} learns at the end of a backward, which torch.compile cannot trace. Compile the model's "
+            "modules instead; or give it what it has learned: Controlled(strengths=…), which compiles."
+        )
+
+
+def _check_prior(gradient: Gradient, log_joint: LogJoint, proposal_bound: Bound | None) -> None:
+    """Raise where a gradient that treats the prior's parameters apart cannot see them, or is not derived."""
+    if not gradient.needs_prior:
+        return
+    if not isinstance(log_joint, PriorAndLikelihood):
+        raise ValueError(
+            f"{gradient!r} needs a log-joint whose prior it can see, iw.PriorAndLikelihood(prior, log_likelihood); got "
+            f"{getattr(log_joint, '__name__', type(log_joint).__name__)}. Use DReG() with a plain log-joint."
+        )
+    if proposal_bound is not None:
+        raise ValueError(f"{gradient!r} is derived for one bound; got {proposal_bound!r} too. Drop proposal_bound.")
+    if compiling():
+        raise RuntimeError(f"{gradient!r} takes slopes that torch.compile cannot trace. Use DReG() inside of it.")
 
 
 def _part_of(count: int, name: str, value: int | None) -> int | None:
@@ -271,6 +305,8 @@ def _unfit(gradient: Gradient, proposal: Proposal) -> str | None:
         return "its support moves with its parameters (fixed_support=False), and the boundary's term would be missing"
     if not proposal.independent and gradient.needs_independence:
         return "its samples depend on each other (independent=False)"
+    if proposal.mean_score is not None and gradient.needs_fixed_support:
+        return proposal.mean_score
     if proposal.total_derivative_only and not gradient.total:
         return (
             "its log_prob knows a sample by how it was made (a transform with a cache, or without an inverse), and has "

@@ -46,11 +46,19 @@ def resampled(latents: Latents, coefficients: Coefficients, count: int) -> tuple
     copies = 1 / (count * p.gather(0, indices))
 
     def chosen(coefficient: Tensor | None) -> Tensor | None:
+        return None if coefficient is None else weighted(coefficient)
+
+    def weighted(coefficient: Tensor) -> Tensor:
         # 1/(m p_k), the inverse of the expected number of copies: what makes the sum unbiased.
-        return None if coefficient is None else coefficient.gather(0, indices) * copies.to(coefficient.dtype)
+        return coefficient.gather(0, indices) * copies.to(coefficient.dtype)
 
     kept = Coefficients(
-        chosen(coefficients.model), chosen(coefficients.path), chosen(coefficients.score), coefficients.extra
+        chosen(coefficients.model),
+        chosen(coefficients.path),
+        chosen(coefficients.score),
+        coefficients.extra,
+        # On the few: their sums have the expectation of all, and their second moments are what this backward is of.
+        None if coefficients.lesson is None else coefficients.lesson.chosen(weighted),
     )
     return map_latents(lambda z: _take(z, indices), latents), kept
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from iwbounds.bounds.base import Bound, refuse_final, reset_shortcuts
+from iwbounds.gradients.lesson import Lesson
 
 __all__ = ["Coefficients", "EvaluatedTogether", "Gradient"]
 
@@ -35,12 +36,18 @@ class Coefficients:
     """s: on the explicit parameters of the log-proposal."""
     extra: tuple[tuple[Tensor, Tensor], ...] = ()
     """Further tensors of shape ``(*batch)`` with ``(1, *batch)`` multipliers, such as a learned baseline."""
+    lesson: Lesson | None = None
+    """What the estimator learns from the slopes that the backward comes by; None where it learns nothing."""
 
     def split(self, sizes: list[int]) -> list[Coefficients]:
         """Those of the first ``sizes[0]`` samples, of the next ``sizes[1]``, and so on; without ``extra``."""
         channels = (self.model, self.path, self.score)
         parts = ([None] * len(sizes) if c is None else torch.split(c, sizes) for c in channels)
-        return [Coefficients(*part) for part in zip(*parts, strict=True)]
+        lessons = [None] * len(sizes) if self.lesson is None else self.lesson.split(sizes)
+        return [
+            Coefficients(model, path, score, lesson=lesson)
+            for model, path, score, lesson in zip(*parts, lessons, strict=True)
+        ]
 
 
 class Gradient(ABC):
@@ -68,6 +75,13 @@ class Gradient(ABC):
     """Whether it leaves out or reweights E[∂ log q(z)], which is 0 only where the support does not move with φ."""
     needs_independence: bool = True
     """Whether it is derived for samples that are independent of each other."""
+    takes_extended: bool = True
+    """Whether it is proved for an :class:`iwbounds.ExtendedProposal`, whose parameters may sit in the log-joint too."""
+    learns: bool = False
+    """Whether its coefficients come with a lesson: the engine then takes the slopes of log p and log q apart."""
+
+    needs_prior: bool = False
+    """Whether the parameters of the prior, which the log-joint must then show, get a channel of their own."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         """Refuse a subclass of a final class; take back shortcuts that were written for other coefficients."""

@@ -18,6 +18,7 @@ hand.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any, final
@@ -28,6 +29,7 @@ from torch import Tensor
 from iwbounds.bounds.base import Bound
 from iwbounds.checks import check_whole_number
 from iwbounds.gradients.base import Coefficients, EvaluatedTogether
+from iwbounds.gradients.lesson import Lesson, Notes
 from iwbounds.gradients.reparameterized import refuse_jumps
 
 __all__ = ["Controlled"]
@@ -53,6 +55,13 @@ class Controlled(EvaluatedTogether):
     another model), and save ``state_dict()`` with the optimiser's. Its moments are those of the location of each datum:
     for other parameters the best λ is not quite the same.
 
+    λ is read once, when :func:`iwbounds.estimate` or :func:`iwbounds.accumulate` is called, and learned at the end of
+    the backward (once per ``accumulate``), where the slopes of the two densities come by anyway: no density is
+    evaluated twice for it. With ``backward_samples`` it learns on the few: their sums have the expectation of all, and
+    their second moments are those of the gradient that is made. Data count as the loss weighs them. Under several
+    processes each object learns from its own data, and each gradient is unbiased; :meth:`average_over_ranks` makes
+    the strengths the same.
+
     Args:
         basis: how many powers of c, at least 1.
         decay: in [0, 1): how much of the moments is kept from one step to the next.
@@ -63,7 +72,9 @@ class Controlled(EvaluatedTogether):
 
     Raises:
         ValueError: ``basis`` below 1, ``decay`` outside [0, 1), as many ``strengths`` as not ``basis``; the bound says
-            ``smooth = False``.
+            ``smooth = False``; the proposal is extended (hierarchical), mixed, dependent, of a moving support, or has
+            no derivative at fixed parameters.
+        RuntimeError: under ``torch.compile``, which cannot trace a backward that learns; with ``strengths`` it can.
 
     References: the second reparameterisation is that of Tucker, Lawson, Gu and Maddison (2019), arXiv:1810.04152;
     control variates for pathwise gradients are those of Geffner and Domke (2020), Approximation Based Variance
@@ -75,6 +86,7 @@ class Controlled(EvaluatedTogether):
     """
 
     pathwise = True
+    takes_extended = False
 
     def __init__(self, basis: int = 2, decay: float = 0.95, strengths: Sequence[float] | None = None) -> None:
         basis = check_whole_number("basis", basis, 1, "2 takes c and c².")
@@ -86,6 +98,11 @@ class Controlled(EvaluatedTogether):
         self.strengths = None if strengths is None else tuple(float(s) for s in strengths)
         self._learned: dict[str, _Moments] = {}
 
+    @property
+    def learns(self) -> bool:  # type: ignore[override]
+        """Whether the strengths are learned, and not given."""
+        return self.strengths is None
+
     def check(self, bound: Bound) -> None:
         refuse_jumps(self, bound)
 
@@ -96,12 +113,14 @@ class Controlled(EvaluatedTogether):
         refuse_jumps(self, bound)
         value, c, c_minus_h = bound.differentiate(log_w, path=True)
         assert c_minus_h is not None
+        h = c - c_minus_h
         strengths = self.strengths_for(bound, len(log_w)).to(c.device, c.dtype).unbind()
         # 1 − Σ λ_j j c^{j−1}: at DReG's λ it is 0, and c − h comes out without a subtraction.
         rest = 1 - sum(strength * (j + 1) * c**j for j, strength in enumerate(strengths))
-        path = c_minus_h + rest * (c - c_minus_h)
+        path = c_minus_h + rest * h
         score = sum((strength * c ** (j + 1) for j, strength in enumerate(strengths)), -c)
-        return value, Coefficients(model=c, path=path, score=score)
+        lesson = self._lesson(_key(bound, len(log_w)), c, h) if self.learns else None
+        return value, Coefficients(model=c, path=path, score=score, lesson=lesson)
 
     def strengths_for(self, bound: Bound, num_samples: int) -> Tensor:
         """λ ``(basis,)`` float64: those given, those learned for this bound and K, or DReG's until enough is seen."""
@@ -111,10 +130,10 @@ class Controlled(EvaluatedTogether):
         return _first(self.basis) if learned is None or learned.count < _ENOUGH else learned.best()
 
     def observe(self, bound: Bound, log_w: Tensor, slope_p: Tensor, slope_q: Tensor) -> None:
-        r"""Learn from one batch; its moments count from the next :meth:`update` on.
+        r"""Learn from a batch by hand; its moments count from the next :meth:`update` on.
 
-        Call it at the end of a backward, with gradients enabled, never inside :meth:`coefficients`: λ must not depend
-        on the samples that it weighs.
+        A backward of :func:`iwbounds.estimate` does both by itself. Never do it before the coefficients at these
+        samples are made: λ must not depend on the samples that it weighs.
 
         Args:
             bound: as given to :meth:`coefficients`.
@@ -122,39 +141,56 @@ class Controlled(EvaluatedTogether):
             slope_p: :math:`\partial_z \log p(x, z)`, ``(K, *batch, *event)``; several latents concatenated.
             slope_q: :math:`\partial_z \log q(z)` at fixed parameters, of the same shape.
         """
-        if self.strengths is None:
-            self.observe_terms(bound, log_w.shape, self.location_terms(bound, log_w, slope_p, slope_q))
+        lesson = self.coefficients(bound, log_w).lesson
+        if lesson is not None:
+            lesson.notes.upstream = torch.ones_like(log_w[0])
+            listeners = [lesson.of_p(1), lesson.of_q(1)]  # both, before the first is told: the last one hands all in
+            for listener, slope in zip(listeners, (slope_p, slope_q), strict=True):
+                listener(0, slope.detach())
 
-    @torch.no_grad()
-    def location_terms(
-        self, bound: Bound, log_w: Tensor, slope_p: Tensor, slope_q: Tensor, rows: slice = slice(None)
-    ) -> Tensor:
-        """g and every C_f with respect to the location of each datum: ``(1 + basis, *batch, events)`` float64.
+    def _lesson(self, key: str, c: Tensor, h: Tensor) -> Lesson:
+        """What to multiply the slopes by for g and every C_f, with respect to the location of each datum.
 
-        Sums over the samples ``rows``, whose slopes are given; those of chunks or of ranks add up.
+        There ∂ log q = −slope_q and path = slope_p − slope_q; g = c path − c ∂ log q = c slope_p.
         """
-        _, c, c_minus_h = bound.differentiate(log_w, path=True)
-        assert c_minus_h is not None
-        c, h = c[rows].double(), (c - c_minus_h)[rows].double()
-        p, q = (slope.detach().double().reshape(*c.shape, -1) for slope in (slope_p, slope_q))
-        # Location: ∂ log q = −slope_q and path = slope_p − slope_q. Reparameterized: c path − c ∂ log q = c slope_p.
         on_p = torch.stack([c, *(-(j + 1) * c**j * h for j in range(self.basis))])
         on_q = torch.stack([torch.zeros_like(c), *((j + 1) * c**j * h - c ** (j + 1) for j in range(self.basis))])
-        return torch.einsum("jk...,k...e->j...e", on_p, p) + torch.einsum("jk...,k...e->j...e", on_q, q)
+        return Lesson(on_p, on_q, Notes(functools.partial(self._learn, key), self._commit))
 
     @torch.no_grad()
-    def observe_terms(self, bound: Bound, shape: Sequence[int], terms: Tensor) -> None:
-        """Learn from complete :meth:`location_terms`, of all samples of log-weights of ``shape`` ``(K, *batch)``."""
-        data = terms.reshape(len(terms), -1, terms.shape[-1])
+    def _learn(self, key: str, sums: Tensor) -> None:
+        """Second moments of g and every C_f, ``(1 + basis, *batch, events)``, over data; kept aside until committed."""
+        data = sums.reshape(len(sums), -1, sums.shape[-1]).double()
         finite = data.isfinite().all(-1).all(0).unsqueeze(-1)
         data = torch.where(finite, data, 0.0)
         moments = torch.einsum("ibe,jbe->ij", data, data)
-        self._learned.setdefault(_key(bound, shape[0]), _Moments(self.basis)).add(moments, data.shape[1])
+        self._learned.setdefault(key, _Moments(self.basis)).add(moments, data.shape[1])
 
-    def update(self, value: Tensor) -> None:  # noqa: ARG002
-        """Take in what was observed since the last call: once per estimate or accumulate, after its coefficients."""
+    def _commit(self) -> None:
         for learned in self._learned.values():
             learned.commit(self.decay)
+
+    def update(self, value: Tensor) -> None:  # noqa: ARG002
+        """Let count what was observed since the last step; the engine calls it where the parts of a batch are one."""
+        self._commit()
+
+    @torch.no_grad()
+    def average_over_ranks(self, group: Any = None) -> None:
+        """Average over the processes of a ``torch.distributed`` group what each has learned; calling it again changes
+        nothing.
+
+        For data-parallel training, where every rank learns from its own data: call it on every rank after the
+        backward. Strengths that differ bias nothing; this makes them the same, and less noisy.
+
+        Raises:
+            ValueError: the ranks have learned for different bounds or numbers of samples.
+        """
+        keys: list[Any] = [None] * torch.distributed.get_world_size(group)
+        torch.distributed.all_gather_object(keys, sorted(self._learned), group)
+        if any(other != keys[0] for other in keys):
+            raise ValueError(f"expected every rank to have learned for the same bounds and K; got {keys}.")
+        for key in keys[0]:
+            self._learned[key].average(group)
 
     def explain(self) -> str:
         """λ for each bound and K, the data behind it, and the second moments of what it replaces, for the location."""
@@ -208,6 +244,14 @@ class _Moments:
         self.weight = decay * self.weight + self._waiting_count
         self.count += self._waiting_count
         self._waiting, self._waiting_count = None, 0
+
+    def average(self, group: Any) -> None:
+        """Over ranks: the moments and their weight, so that λ is that of all data."""
+        mine = torch.cat([self.moments.flatten(), self.moments.new_tensor([self.weight, self.count])])
+        torch.distributed.all_reduce(mine, group=group)
+        mine /= torch.distributed.get_world_size(group)
+        self.moments = mine[:-2].reshape(self.moments.shape)
+        self.weight, self.count = mine[-2].item(), round(mine[-1].item())
 
     def best(self) -> Tensor:
         """The λ of least second moment, by a ridge towards DReG's.

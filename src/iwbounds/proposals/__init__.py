@@ -3,6 +3,7 @@
 from iwbounds.proposals.base import ExtendedProposal, LogJoint, LogProb, Proposal
 from iwbounds.proposals.distributions import as_proposal
 from iwbounds.proposals.hierarchical import AggregatedPosterior, HierarchicalProposal
+from iwbounds.proposals.prior import PriorAndLikelihood
 from iwbounds.proposals.quasi_random import QuasiRandom
 from iwbounds.proposals.stratified import StratifiedMixture
 
@@ -12,6 +13,7 @@ __all__ = [
     "HierarchicalProposal",
     "LogJoint",
     "LogProb",
+    "PriorAndLikelihood",
     "Proposal",
     "QuasiRandom",
     "StratifiedMixture",

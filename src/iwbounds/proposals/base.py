@@ -55,6 +55,8 @@ class Proposal:
             models), so that no estimator may treat model and proposal apart.
         batch_shape: the shape of the batch, where it is known before anything is drawn.
         visible: from the latents to what the user's log-joint receives of them.
+        mean_score: why E[∂ log q(z)] is not zero although the support is fixed, for the message that refuses the
+            gradients which need it to be; None where it is zero.
 
     >>> import torch
     >>> shift = torch.zeros(3, requires_grad=True)
@@ -77,6 +79,7 @@ class Proposal:
     joint_has_parameters: bool = False
     batch_shape: tuple[int, ...] | None = None
     visible: Callable[[Latents], Latents] | None = None
+    mean_score: str | None = None
 
     @property
     def pathwise(self) -> bool:

@@ -107,9 +107,9 @@ class StratifiedMixture(ExtendedProposal):
             (self.has_rsample, None),
             self.name,
             independent=False,
-            # What a fixed support means for an estimator is that the mean score is zero: with equal parts it is so only
-            # for equal probabilities. (J probabilities that happen to be equal are not looked at.)
-            fixed_support=fixed and self._log_pi is None,
+            fixed_support=fixed,
+            # J probabilities that happen to be equal are not looked at.
+            mean_score=None if self._log_pi is None else _MEAN_SCORE,
             needs_own_samples=any(isinstance(view, Proposal) and view.needs_own_samples for view in views),
             batch_shape=tuple(self.batch_shape),
             visible=_z_alone,
@@ -123,6 +123,12 @@ class StratifiedMixture(ExtendedProposal):
             return log_q
         log_pi = self._log_pi.expand(*stratum.shape, self.num_components)
         return log_q - log_pi.gather(-1, stratum.unsqueeze(-1)).squeeze(-1) - math.log(self.num_components)
+
+
+_MEAN_SCORE = (
+    "it draws as many samples of every component, whatever the probabilities that its logits give, so that the mean of "
+    "∂ log q is not zero (logits=None has it zero)"
+)
 
 
 def _z_alone(latents: Latents) -> Latents:
