@@ -55,6 +55,8 @@ class Proposal:
             models), so that no estimator may treat model and proposal apart.
         batch_shape: the shape of the batch, where it is known before anything is drawn.
         visible: from the latents to what the user's log-joint receives of them.
+        sample_rows: for samples that are rows of one table: draws these of its rows. Ranks that share the samples each
+            take theirs, with torch's generators in one state.
 
     >>> import torch
     >>> shift = torch.zeros(3, requires_grad=True)
@@ -77,6 +79,7 @@ class Proposal:
     joint_has_parameters: bool = False
     batch_shape: tuple[int, ...] | None = None
     visible: Callable[[Latents], Latents] | None = None
+    sample_rows: Callable[[range], Latents] | None = None
 
     @property
     def pathwise(self) -> bool:
