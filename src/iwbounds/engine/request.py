@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +12,7 @@ from torch.distributions import Distribution
 from iwbounds.bounds import ELBO, IWAE, Bound, Direction
 from iwbounds.checks import Latents, check_latents, check_structure, check_whole_number, map_latents
 from iwbounds.engine.autograd import compiling, refuse_transforms
+from iwbounds.engine.ranks import BOUND, LEVEL, SHIFT, Ranks
 from iwbounds.gradients import VIMCO, Coefficients, DReG, Gradient, Reparameterized, ScoreFunction
 from iwbounds.proposals import ExtendedProposal, LogJoint, PriorAndLikelihood, Proposal, as_proposal
 
@@ -31,10 +32,11 @@ class Request:
     proposal_bound: Bound | None
     direction: Direction
     count: int
+    """K, or this rank's share of it."""
     chunk_size: int | None
     """Below ``count``, or None."""
     backward_samples: int | None
-    """Below ``count``, or None."""
+    """Below K, or None."""
     samples: Latents | None
     differentiate: bool
     total: bool
@@ -43,6 +45,15 @@ class Request:
     """Whether path over model coefficients is bounded, so that one gate can serve both."""
     unfit: str | None
     """Why the gradient would be wrong for the proposal, and what is right; raised if the proposal has parameters."""
+    ranks: Ranks | None = None
+    """Those that the samples are sharded over."""
+    first: int | None = None
+    """Where this rank's samples start among all K; None: all are here."""
+
+    @property
+    def rows(self) -> slice:
+        """This rank's samples among all K."""
+        return slice(None) if self.first is None else slice(self.first, self.first + self.count)
 
     def all_samples(self) -> Latents:
         """All samples, in one call."""
@@ -54,8 +65,21 @@ class Request:
         # sampler.
         follows = self.gradient.pathwise or self.proposal.carries or self._follows_parts
         with nullcontext() if follows else torch.no_grad():
-            latents = self.proposal.sample((count,))
+            latents = self._sample(count)
         return self.fixed(latents, count)
+
+    def _sample(self, count: int) -> Latents:
+        rows_of_table = self.proposal.sample_rows
+        if self.ranks is None:
+            return self.proposal.sample((count,))
+        if rows_of_table is not None:
+            # One shift for the rows of all ranks: shifted each by its own, they would not be one even set of points.
+            with self.ranks.shared_stream(SHIFT):
+                return rows_of_table(range(self.rows.start, self.rows.stop))
+        latents = self.proposal.sample((count,))
+        if self.proposal.reparameterized is True:  # continuous draws are never equal by chance
+            self.ranks.note_draws(latents)
+        return latents
 
     def fixed(self, latents: Latents, count: int) -> Latents:
         """``latents``, known to be ``count`` samples; detached are those that the gradient must not follow."""
@@ -83,8 +107,12 @@ class Request:
             )
         return z.detach()
 
+    def shared_stream(self) -> AbstractContextManager[None]:
+        """For what is drawn once for all ranks; without any, torch's generators as they are."""
+        return nullcontext() if self.ranks is None else self.ranks.shared_stream(BOUND)
+
     def evaluate(self, log_w: Tensor) -> tuple[Tensor, Coefficients | None]:
-        """The value of ``bound``, and coefficients where there is a backward.
+        """The value of ``bound`` at all K log-weights, and coefficients where there is a backward.
 
         The model's are those of ``bound``; path and score are those of ``proposal_bound`` where there is one.
         """
@@ -99,6 +127,26 @@ class Request:
         other = self.gradient.coefficients(self.proposal_bound.frozen(log_w), log_w)
         return value, Coefficients(c, other.path, other.score, other.extra, other.lesson)
 
+    def own(self, coefficients: Coefficients, rows: slice | None = None) -> Coefficients:
+        """What this rank's backward sends: of the coefficients of all samples those of its own.
+
+        Every rank has the whole of a learned baseline, and sends an equal part of its gradient. What an estimator
+        learns is summed over the ranks at the end of the backward, so that all of them learn the same.
+
+        Args:
+            rows: which of ``coefficients`` are this rank's; None: those of its samples among all K.
+        """
+        if self.ranks is None:
+            return coefficients
+        rows = self.rows if rows is None else rows
+        channels = (coefficients.model, coefficients.path, coefficients.score)
+        model, path, score = (None if c is None else c[rows] for c in channels)
+        extra = tuple((tensor, multiplier / self.ranks.size) for tensor, multiplier in coefficients.extra)
+        lesson = coefficients.lesson
+        return Coefficients(
+            model, path, score, extra, None if lesson is None else lesson.share(rows, self.ranks.all_reduce_sum)
+        )
+
 
 def complete(
     log_joint: LogJoint,
@@ -112,6 +160,7 @@ def complete(
     backward_samples: int | None = None,
     samples: Latents | None = None,
     scaled_likelihood: bool = False,
+    ranks: Ranks | None = None,
 ) -> Request:
     """The arguments of :func:`iwbounds.estimate`, completed and checked; it raises what they are wrong for."""
     _check_kinds(log_joint, bound, gradient, proposal_bound)
@@ -125,9 +174,10 @@ def complete(
     # Before anything is drawn, as it says how much that is.
     if bound.chooses_num_samples:
         _refuse_count(bound, given, num_samples, samples)
-        bound, num_samples = bound.frozen_level()  # type: ignore[attr-defined]
-    count = check_latents(samples, num_samples) if samples is not None else num_samples or DEFAULT_NUM_SAMPLES
-    chunk_size = _part_of(count, "chunk_size", chunk_size)
+        with nullcontext() if ranks is None else ranks.shared_stream(LEVEL):
+            bound, num_samples = bound.frozen_level()  # type: ignore[attr-defined]
+    count, own_count, first = _count(samples, num_samples, ranks)
+    chunk_size = _part_of(own_count, "chunk_size", chunk_size)
     backward_samples = _part_of(count, "backward_samples", backward_samples)
     # None: not known yet, as they are still to be drawn; then the proposal's word is taken.
     live = None if samples is None else any(z.requires_grad for z in given.latent_parts(samples))
@@ -151,7 +201,7 @@ def complete(
         proposal_bound,
         # A scaled mini-batch likelihood is unbiased inside nothing but a mean of log-weights.
         Direction.NONE if scaled_likelihood and not isinstance(bound, ELBO) else bound.direction,
-        count,
+        own_count,
         chunk_size,
         backward_samples if differentiate else None,
         samples,
@@ -159,7 +209,27 @@ def complete(
         total=chosen.total and proposal_bound is None,
         gate=proposal_bound is None and chosen.bounded_ratio(bound),
         unfit=_unfit_message(chosen, given, bound, count) if differentiate else None,
+        ranks=ranks,
+        first=first,
     )
+
+
+def _count(samples: Latents | None, num_samples: int | None, ranks: Ranks | None) -> tuple[int, int, int | None]:
+    """K, how many of them are this rank's, and where these start; without ranks: K, K, None."""
+    if ranks is None:
+        count = check_latents(samples, num_samples) if samples is not None else num_samples or DEFAULT_NUM_SAMPLES
+        return count, count, None
+    if samples is None:
+        shares = ranks.shares(num_samples or DEFAULT_NUM_SAMPLES)
+    else:
+        check_latents(samples, None)
+        shares = tuple(ranks.numbers)
+    if num_samples not in (None, sum(shares)):
+        raise ValueError(
+            f"expected the samples of all ranks to be num_samples = {num_samples} together; got {list(shares)}. Each "
+            "rank gives its own part of them; drop num_samples."
+        )
+    return sum(shares), shares[ranks.rank], sum(shares[: ranks.rank])
 
 
 def _refuse_count(bound: Bound, proposal: Proposal, num_samples: int | None, samples: Latents | None) -> None:

@@ -39,11 +39,19 @@ def systematic_indices(probabilities: Tensor, uniform: Tensor, count: int) -> Te
     return indices.clamp_max(probabilities.shape[0] - 1).movedim(-1, 0)
 
 
-def resampled(latents: Latents, coefficients: Coefficients, count: int) -> tuple[Latents, Coefficients]:
-    """``count`` samples per datum and their coefficients, whose weighted terms have the expectation of all K."""
+def resampled(
+    latents: Latents, coefficients: Coefficients, count: int, rows: slice = slice(None)
+) -> tuple[Latents, Coefficients]:
+    """``count`` samples per datum and their coefficients, whose weighted terms have the expectation of all K.
+
+    With ``rows``, ``latents`` are those of the K samples alone, and what is returned is that part of the choice.
+    """
     p = copy_probabilities(coefficients)
     indices = systematic_indices(p, torch.rand(p.shape[1:], dtype=p.dtype, device=p.device), count)
+    # 1/(m p_k), the inverse of the expected number of copies: what makes the sum unbiased.
     copies = 1 / (count * p.gather(0, indices))
+    if rows.start is not None:
+        indices, copies = _within(indices, copies, rows)
 
     def chosen(coefficient: Tensor | None) -> Tensor | None:
         return None if coefficient is None else weighted(coefficient)
@@ -60,7 +68,23 @@ def resampled(latents: Latents, coefficients: Coefficients, count: int) -> tuple
         # On the few: their sums have the expectation of all, and their second moments are what this backward is of.
         None if coefficients.lesson is None else coefficients.lesson.chosen(weighted),
     )
-    return map_latents(lambda z: _take(z, indices), latents), kept
+    local = indices - (rows.start or 0)
+    return map_latents(lambda z: _take(z, local), latents), kept
+
+
+def _within(indices: Tensor, copies: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+    """Of ascending indices ``(m, *batch)`` those in ``rows``, to the front, and their copies.
+
+    A datum may have more of them than another. Places that are left over repeat a sample of the rows, with 0 copies;
+    there is one place at least, so that every parameter has a gradient on every rank.
+    """
+    inside = (indices >= rows.start) & (indices < rows.stop)
+    most = max(1, int(inside.sum(0).max())) if inside.numel() else 1
+    places = torch.arange(most, device=indices.device).view(-1, *[1] * (indices.ndim - 1))
+    # Ascending: those of the rows follow one another, after those of the rows before.
+    places = (places + (indices < rows.start).sum(0)).clamp_max(len(indices) - 1)
+    counted = torch.where(inside.gather(0, places), copies.gather(0, places), 0.0)
+    return indices.gather(0, places).clamp(rows.start, rows.stop - 1), counted
 
 
 def resampling_variance(coefficients: Coefficients, count: int) -> Tensor:

@@ -57,6 +57,8 @@ class Proposal:
         visible: from the latents to what the user's log-joint receives of them.
         mean_score: why E[∂ log q(z)] is not zero although the support is fixed, for the message that refuses the
             gradients which need it to be; None where it is zero.
+        sample_rows: for samples that are rows of one table: draws these of its rows. Ranks that share the samples each
+            take theirs, with torch's generators in one state.
 
     >>> import torch
     >>> shift = torch.zeros(3, requires_grad=True)
@@ -80,6 +82,7 @@ class Proposal:
     batch_shape: tuple[int, ...] | None = None
     visible: Callable[[Latents], Latents] | None = None
     mean_score: str | None = None
+    sample_rows: Callable[[range], Latents] | None = None
 
     @property
     def pathwise(self) -> bool:

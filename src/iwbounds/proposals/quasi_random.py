@@ -120,8 +120,15 @@ class QuasiRandom(ExtendedProposal):
         """The distribution's own view, but for the draws: dependent, and never drawn in blocks."""
         view = as_proposal(self.distribution)
         assert isinstance(view, Proposal)
-        sample = self.rsample if self.has_rsample else self.sample
-        return log_joint, replace(view, sample=sample, name=self.name, independent=False, samples_per_call=None)
+        draw = self.rsample if self.has_rsample else torch.no_grad()(self.rsample)
+        return log_joint, replace(
+            view,
+            sample=draw,
+            name=self.name,
+            independent=False,
+            samples_per_call=None,
+            sample_rows=lambda rows: draw((len(rows),), rows.start),
+        )
 
     def __repr__(self) -> str:
         return f"QuasiRandom({self.distribution!r})"
