@@ -59,6 +59,11 @@ class Weighted:
             elements = sum(z.numel() for z in latent_leaves(latents)) / size
             size = max(_FIRST, int(_ELEMENTS / max(1.0, elements)))
 
+    def calls(self, num_samples: int, per_call: int) -> Iterator[Latents]:
+        """``num_samples`` draws of s, so many in each call."""
+        for _ in range(num_samples // per_call):
+            yield self.proposal.sample((per_call,))
+
     def chunks(self, latents: Latents, chunk_size: int | None) -> Iterator[Latents]:
         """At most ``chunk_size`` samples at a time; all at once for a proposal that must see its own tensors again."""
         return latents_in_chunks(latents, None if self.proposal.needs_own_samples else chunk_size)
