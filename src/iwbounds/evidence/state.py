@@ -17,6 +17,7 @@ from iwbounds.diagnostics import tail_size
 from iwbounds.evidence.batches import Batch
 from iwbounds.evidence.report import EvidenceReport, write_atomically
 from iwbounds.evidence.streaming import StreamingWeights
+from iwbounds.logspace import log_mean_exp
 from iwbounds.seeding import derived_seed, forked_rng
 
 __all__ = ["Plan", "State", "Sums"]
@@ -34,6 +35,8 @@ class Plan:
     confidence: float
     seed: int | None
     first: int
+    per_call: int = 1
+    """Samples per independent randomisation."""
 
     @property
     def stop(self) -> int:
@@ -62,17 +65,19 @@ class Sums:
     """All log-weights, for bounds that need them at once."""
     shared: bool = False
     """Whether the data were seen to share their draws."""
+    per_call: int = 1
 
     @classmethod
     def empty(cls, batch: Batch, plan: Plan) -> Sums:
         # Enough for the tail of four times the samples, should others be merged later.
-        capacity = tail_size(4 * plan.num_samples) + 1
+        capacity = tail_size(4 * plan.num_samples // plan.per_call) + 1
         none = torch.zeros(batch.size, dtype=torch.int64)
-        return cls(StreamingWeights.empty((batch.size,), capacity=capacity), none, none)
+        return cls(StreamingWeights.empty((batch.size,), capacity=capacity), none, none, per_call=plan.per_call)
 
     @property
     def count(self) -> int:
-        return self.weights.count + sum(map(len, self.pending))
+        """Samples so far."""
+        return self.weights.count * self.per_call + sum(map(len, self.pending))
 
     def added(self, log_w: Tensor, shared: bool, plan: Plan) -> Sums:
         """With one more block of log-weights."""
@@ -87,11 +92,17 @@ class Sums:
         log_w = torch.cat(self.pending)
         return replace(
             self,
-            weights=self.weights.merged(_on_cpu(StreamingWeights.of(log_w, self.weights.capacity))),
+            weights=self.weights.merged(_on_cpu(StreamingWeights.of(self._units(log_w), self.weights.capacity))),
             dead=self.dead + log_w.isneginf().sum(0).cpu(),
             bad=self.bad + (log_w.isnan() | log_w.isposinf()).sum(0).cpu(),
             pending=(),
         )
+
+    def _units(self, log_w: Tensor) -> Tensor:
+        """What is independent: the weights, or the mean weight of each randomisation."""
+        if self.per_call == 1:
+            return log_w
+        return log_mean_exp(log_w.double().reshape(-1, self.per_call, *log_w.shape[1:]), dim=1)
 
 
 class State:
@@ -107,7 +118,7 @@ class State:
         self._total, self._count = 0.0, 0
         self._saved = time.monotonic()
         self._of: dict[str, Any] = {"model": _fingerprint(model), "bound": repr(plan.bound), "first_sample": plan.first}
-        self._of |= {"num_samples": plan.num_samples}
+        self._of |= {"num_samples": plan.num_samples, "samples_per_randomisation": plan.per_call}
         if path is not None and path.exists():
             self._load(path)
         if plan.seed is None:
@@ -157,7 +168,8 @@ class State:
         if partial is None or partial["start"] != batch.start:
             return sums
         weights = StreamingWeights.from_state_dict(partial["weights"])
-        return Sums(weights, partial["dead"], partial["bad"], shared=partial["shared"])
+        dead, bad, shared = (partial[name] for name in ("dead", "bad", "shared"))
+        return Sums(weights, dead, bad, shared=shared, per_call=self.plan.per_call)
 
     def note_partial(self, batch: Batch, sums: Sums) -> None:
         if self.path is not None and self.plan.streams:
