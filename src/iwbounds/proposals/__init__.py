@@ -1,5 +1,15 @@
 """Proposals: how latents are drawn, what their log-density is, and what may be assumed of both."""
 
+from iwbounds.proposals.annealed import (
+    CMCD,
+    DAIS,
+    MCD,
+    ULA,
+    AnnealedProposal,
+    LearnedSchedule,
+    LearnedStepSize,
+    Transition,
+)
 from iwbounds.proposals.base import ExtendedProposal, LogJoint, LogProb, Proposal
 from iwbounds.proposals.distributions import as_proposal
 from iwbounds.proposals.hierarchical import AggregatedPosterior, HierarchicalProposal
@@ -7,13 +17,21 @@ from iwbounds.proposals.quasi_random import QuasiRandom
 from iwbounds.proposals.stratified import StratifiedMixture
 
 __all__ = [
+    "CMCD",
+    "DAIS",
+    "MCD",
+    "ULA",
     "AggregatedPosterior",
+    "AnnealedProposal",
     "ExtendedProposal",
     "HierarchicalProposal",
+    "LearnedSchedule",
+    "LearnedStepSize",
     "LogJoint",
     "LogProb",
     "Proposal",
     "QuasiRandom",
     "StratifiedMixture",
+    "Transition",
     "as_proposal",
 ]
