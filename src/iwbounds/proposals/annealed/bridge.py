@@ -22,7 +22,7 @@ from iwbounds.checks import check_log_joint, check_log_q
 from iwbounds.proposals.annealed.schedule import StepSize, number_at
 from iwbounds.proposals.base import LogJoint, Proposal
 
-__all__ = ["Bridge", "State", "Term", "Values", "slope_of", "standard_normal_like", "sum_event"]
+__all__ = ["Bridge", "State", "Term", "Values", "gradient_only", "slope_of", "standard_normal_like", "sum_event"]
 
 Term = Callable[[Tensor], Tensor | None]
 """A function of z beside the densities, such as a network at a given step; None where there is none."""
@@ -133,6 +133,11 @@ def slope_of(log_density: Tensor, z: Tensor, name: str, create_graph: bool = Fal
             "there (computed under torch.no_grad(), from detached latents, or constant). Keep z in its graph."
         )
     return found
+
+
+def gradient_only(x: Tensor) -> Tensor:
+    """Zero, with the gradient of ``x``; without one where ``x`` is infinite (inf − inf would be NaN)."""
+    return (x - x.detach()).nan_to_num(0.0)
 
 
 def standard_normal_like(z: Tensor) -> Tensor:

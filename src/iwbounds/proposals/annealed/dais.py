@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import final
 
-import torch
 from torch import Tensor
 
 from iwbounds.checks import check_log_joint, check_log_q
-from iwbounds.proposals.annealed.bridge import Bridge, standard_normal_like, sum_event
+from iwbounds.proposals.annealed.bridge import Bridge, gradient_only, standard_normal_like, sum_event
 from iwbounds.proposals.annealed.schedule import StepSize, check_positive, number_at
 from iwbounds.proposals.annealed.transition import Path, Transition
 
@@ -43,7 +42,7 @@ class DAIS(Transition):
     Gradient Noise, arXiv:2107.10211; Geffner and Domke (2021), MCMC Variational Inference via Uncorrected Hamiltonian
     Annealing, arXiv:2107.04150.
 
-    >>> import iwbounds as iw
+    >>> import torch, iwbounds as iw
     >>> q = torch.distributions.Normal(torch.zeros(3), 1.0)
     >>> chain = iw.AnnealedProposal(q, DAIS(0.2), num_steps=8)
     >>> iw.estimate(lambda z: -2 * (z - 1) ** 2, chain, num_samples=5).value.shape
@@ -65,14 +64,16 @@ class DAIS(Transition):
         log_w = -check_log_q(bridge.initial.log_prob(z), z, bridge.initial.batch_shape)
         v = standard_normal_like(z)
         for step in range(bridge.num_steps):
-            middle = bridge.size(self.step_size, step, z)
-            z, after = self._leap(bridge, z, v, middle, step, log_w)
+            size = bridge.size(self.step_size, step, z)
+            z, after = self._leap(bridge, z, v, size, step, log_w)
             log_w = log_w - 0.5 * sum_event(after.square() - v.square(), log_w)
             # Not after the last step: it would be refreshed for nothing.
             v = self._refreshed(after, step) if step + 1 < bridge.num_steps else after
         log_w = log_w + check_log_joint(bridge.log_joint(z), log_w)
-        zero = torch.zeros_like(log_w)
-        return Path(z.detach(), log_w, zero, zero)
+        # In P and in Q alike: it cancels from the total derivative, and an estimator that holds the path fixed meets
+        # parameters in Q and is refused.
+        explicit = gradient_only(log_w)
+        return Path(z.detach(), log_w, explicit, explicit)
 
     def backward(self, bridge: Bridge, z: Tensor) -> Tensor:
         # log q is asked for first because its shape tells the batch from the event.

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from iwbounds.proposals.annealed.bridge import Bridge, State, Values, standard_normal_like, sum_event
+from iwbounds.proposals.annealed.bridge import Bridge, State, Values, gradient_only, standard_normal_like, sum_event
 from iwbounds.proposals.annealed.schedule import StepSize, check_positive
 from iwbounds.proposals.annealed.transition import Path, Transition
 
@@ -134,10 +134,5 @@ def _plus(slope: Tensor, term: Tensor | None) -> Tensor:
 
 def _path(end: State, log_w: Tensor, log_p: Tensor, log_q: Tensor) -> Path:
     """The path, its explicit parameters apart: what is left in the graph of log P − log Q is the path."""
-    explicit_p, explicit_q = _gradient_only(log_p), _gradient_only(log_q)
+    explicit_p, explicit_q = gradient_only(log_p), gradient_only(log_q)
     return Path(end.z.detach(), log_w - explicit_p + explicit_q, explicit_p, explicit_q)
-
-
-def _gradient_only(x: Tensor) -> Tensor:
-    """Zero, with the gradient of ``x``; without one where ``x`` is infinite (inf − inf would be NaN)."""
-    return (x - x.detach()).nan_to_num(0.0)

@@ -8,6 +8,8 @@ Whatever the backward kernels B are, they integrate to one, so :math:`E_Q[P/Q] =
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.distributions import Distribution, constraints
@@ -155,10 +157,10 @@ def _check_transition(transition: object) -> None:
 
 def _check_support(initial: Distribution) -> None:
     try:
-        support = initial.support
+        support: Any = initial.support
     except NotImplementedError:  # many classes of others say nothing
         return
-    while isinstance(support, constraints.independent):
+    while hasattr(support, "base_constraint"):  # independent, or that of a mixture
         support = support.base_constraint
     if support is None or isinstance(support, type(constraints.real) | type(constraints.real_vector)):
         return
