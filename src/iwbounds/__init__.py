@@ -79,6 +79,7 @@ from iwbounds.logspace import (
 from iwbounds.proposals import (
     CMCD,
     DAIS,
+    HMC,
     MCD,
     ULA,
     AggregatedPosterior,
@@ -100,6 +101,7 @@ __all__ = [
     "DAIS",
     "ELBO",
     "EUBO",
+    "HMC",
     "IWAE",
     "MCD",
     "MIWAE",

@@ -22,7 +22,18 @@ from iwbounds.checks import check_log_joint, check_log_q
 from iwbounds.proposals.annealed.schedule import StepSize, number_at
 from iwbounds.proposals.base import LogJoint, Proposal
 
-__all__ = ["Bridge", "State", "Term", "Values", "gradient_only", "slope_of", "standard_normal_like", "sum_event"]
+__all__ = [
+    "Bridge",
+    "State",
+    "Term",
+    "Values",
+    "gradient_only",
+    "has_parameters",
+    "over_event",
+    "slope_of",
+    "standard_normal_like",
+    "sum_event",
+]
 
 Term = Callable[[Tensor], Tensor | None]
 """A function of z beside the densities, such as a network at a given step; None where there is none."""
@@ -102,7 +113,7 @@ class Bridge:
             return State(z, values, values)
         flat = [*values[:4], *values.terms]
         # What leads to the copy alone would be walked in vain by a backward for parameters.
-        explicit = [v if v is None or _has_parameters(v, copy) else v.detach() for v in flat]
+        explicit = [v if v is None or has_parameters(v, copy) else v.detach() for v in flat]
         live = _joined(z, copy, flat, explicit) if z.requires_grad else explicit
         return State(z, _values(live), _values(explicit))
 
@@ -160,7 +171,7 @@ def _values(flat: list[Any]) -> Values:
     return Values(log_p, log_q, slope_p, slope_q, tuple(terms))
 
 
-def _has_parameters(value: Tensor, copy: Tensor) -> bool:
+def has_parameters(value: Tensor, copy: Tensor) -> bool:
     """Whether the graph of ``value`` has another leaf than ``copy``."""
     seen, pending = set(), [value.grad_fn]
     while pending:

@@ -8,6 +8,7 @@ Whatever the backward kernels B are, they integrate to one, so :math:`E_Q[P/Q] =
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,7 +16,9 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 
 from iwbounds.checks import Latents, check_whole_number
+from iwbounds.proposals.annealed.adaptation import AnnealingReport, even_schedule, pilot, report
 from iwbounds.proposals.annealed.bridge import Bridge
+from iwbounds.proposals.annealed.hmc import HMC
 from iwbounds.proposals.annealed.schedule import Schedule, betas_of
 from iwbounds.proposals.annealed.transition import Path, Transition
 from iwbounds.proposals.base import ExtendedProposal, LogJoint, Proposal
@@ -77,7 +80,7 @@ class AnnealedProposal(ExtendedProposal):
         self._initial = _checked_initial(initial)
         _check_transition(transition)
         self.num_steps = check_whole_number("num_steps", num_steps, 1, "Make at least 1 transition.")
-        betas_of(schedule, self.num_steps)  # raises
+        transition.check_betas(betas_of(schedule, self.num_steps))
         self.initial, self.transition, self.schedule = initial, transition, schedule
         self.has_rsample = self._initial.pathwise and transition.reparameterized
         self.name = f"the annealed proposal ({type(transition).__name__})"
@@ -97,7 +100,8 @@ class AnnealedProposal(ExtendedProposal):
             self.name,
             independent=self._initial.independent,
             total_derivative_only=self.transition.total_derivative_only,
-            joint_has_parameters=True,
+            # Of Metropolis steps nothing is differentiated but the model at the last state, apart from all else.
+            joint_has_parameters=self.transition.reparameterized,
             batch_shape=self._initial.batch_shape,
             visible=_last_state,
         )
@@ -106,6 +110,66 @@ class AnnealedProposal(ExtendedProposal):
     def posterior_log_weights(self, log_joint: LogJoint, z: Latents) -> Tensor:
         """Log-weights of paths that are run backwards from draws z of p(z | x): see :func:`iwbounds.upper_bound`."""
         return self.transition.backward(self._bridge(log_joint), z)
+
+    def adapted(
+        self,
+        log_joint: LogJoint,
+        num_samples: int = 32,
+        target_acceptance: float = 0.8,
+        adapt_schedule: bool = True,
+    ) -> AnnealedProposal:
+        """The same proposal with step sizes, one for each move and datum, and a schedule from a pilot run; frozen.
+
+        The pilot run is made of chains of its own, which are thrown away; so the weights of the proposal returned are
+        unbiased. Call it once for the data at hand (inside the ``model`` of :func:`iwbounds.evaluate`, once a batch).
+        The schedule makes the conditional effective sample size of all steps the same, to second order, on the average
+        over the data.
+
+        Args:
+            log_joint: as in :func:`iwbounds.estimate`.
+            num_samples: chains of the pilot run, for each datum.
+            target_acceptance: mean probability with which a move is to be accepted, in (0, 1).
+            adapt_schedule: whether to choose β; then there are two runs, one for each.
+
+        Returns:
+            A new proposal; this one is left as it is.
+
+        Raises:
+            TypeError: the transition is not :class:`HMC`: the others are learned.
+            ValueError: fewer than 2 chains, or a target outside (0, 1).
+        """
+        transition = self._hmc("adapted")
+        check_whole_number("num_samples", num_samples, 2, "A spread needs 2 chains or more; take 32.")
+        if not 0 < target_acceptance < 1:
+            raise ValueError(f"expected target_acceptance in (0, 1); got {target_acceptance}. Try 0.8.")
+        bridge = self._bridge(log_joint)
+        sizes, spreads = pilot(transition, bridge, num_samples, target_acceptance)
+        betas = bridge.betas
+        if adapt_schedule:
+            if betas.ndim > 1:
+                raise ValueError(
+                    "expected one schedule for all data to adapt; got one for each. Pass adapt_schedule=False."
+                )
+            betas = even_schedule(betas, spreads)
+            sizes, _ = pilot(transition, replace(bridge, betas=betas), num_samples, target_acceptance)
+        frozen = HMC(sizes, transition.num_leapfrogs, transition.model_gradient)
+        return AnnealedProposal(self.initial, frozen, self.num_steps, betas)
+
+    def report(self, log_joint: LogJoint, num_samples: int = 32) -> AnnealingReport:
+        """A run of annealed importance sampling: weights, last states, acceptance and conditional ESS of each step.
+
+        Raises:
+            TypeError: the transition is not :class:`HMC`.
+        """
+        return report(self._hmc("report"), self._bridge(log_joint), num_samples)
+
+    def _hmc(self, method: str) -> HMC:
+        if not isinstance(self.transition, HMC):
+            raise TypeError(
+                f"expected an annealed proposal with iwbounds.HMC for {method}(); got {self.transition!r}, which has "
+                "no accept steps. Learn its step sizes and schedule instead: tensors that require grad."
+            )
+        return self.transition
 
     def _bridge(self, log_joint: LogJoint) -> Bridge:
         return Bridge(log_joint, self._initial, self.num_steps, betas_of(self.schedule, self.num_steps))

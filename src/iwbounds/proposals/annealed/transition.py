@@ -46,6 +46,9 @@ class Transition(ABC):
         super().__init_subclass__(**options)
         refuse_final(cls, "iwbounds.Transition, and hold the transition in yours")
 
+    def check_betas(self, betas: Tensor) -> None:  # noqa: B027
+        """Raise ValueError where the transition is wrong for a schedule ``(T + 1, …)``."""
+
     @abstractmethod
     def forward(self, bridge: Bridge, num_samples: int) -> Path:
         """``num_samples`` paths, started at draws of the initial proposal."""
