@@ -30,9 +30,9 @@ from iwbounds.bounds import IWAE, Direction
 from iwbounds.bounds.reverse import ReverseIWAE
 from iwbounds.certificates import check_confidence, lower_confidence_bound
 from iwbounds.checks import Latents, check_latents
-from iwbounds.evidence.weighted import blocks, chunked_log_weights, plain_proposal
+from iwbounds.evidence.weighted import Weighted
 from iwbounds.logspace import finite_maximum
-from iwbounds.proposals import LogJoint, Proposal
+from iwbounds.proposals import ExtendedProposal, LogJoint, Proposal
 
 __all__ = ["Sandwich", "Side", "sandwich"]
 
@@ -108,7 +108,7 @@ class Sandwich:
 @torch.no_grad()
 def sandwich(
     log_joint: LogJoint,
-    proposal: Distribution | Proposal,
+    proposal: Distribution | Proposal | ExtendedProposal,
     posterior_samples: Latents,
     num_samples: int = 1000,
     confidence: float = 0.99,
@@ -133,7 +133,10 @@ def sandwich(
 
     Args:
         log_joint: latents to ``(K, *batch)`` nats, as in :func:`iwbounds.estimate`.
-        proposal: a torch ``Distribution`` or :class:`iwbounds.Proposal`.
+        proposal: a torch ``Distribution``, an :class:`iwbounds.Proposal`, or one that extends the latents and can
+            complete a posterior draw to its extended one (:class:`iwbounds.HierarchicalProposal`,
+            :class:`iwbounds.StratifiedMixture`, …): the sandwich is then that of the extended latent, whose evidence is
+            the same.
         posterior_samples: S ≥ 2 draws from anywhere, ``(S, *batch, *event)``: a tensor, or a tuple or dict, whatever
             ``log_joint`` and the proposal's ``log_prob`` take.
         num_samples: K ≥ 2.
@@ -150,7 +153,8 @@ def sandwich(
     Raises:
         ValueError: NaN or impossible log-weights; fewer than 2 draws; ``chains`` that do not divide S, or together with
             ``exact``; shapes, as :func:`iwbounds.estimate`.
-        TypeError: a hierarchical or annealed proposal (for those, :func:`iwbounds.upper_bound`).
+        TypeError: an extended proposal that cannot complete a posterior draw (it does not define
+            ``posterior_log_weights``).
 
     Edge cases: a proposal with ``independent=False`` has no lower certificate, and no standard error; both can be had
     from independent randomisations. Posterior draws outside the proposal's support are fine.
@@ -167,14 +171,14 @@ def sandwich(
     >>> bool(found.lower.certificate - 0.05 < -1.5155 < found.upper.certificate + 0.05)
     True
     """
-    plain = plain_proposal(proposal, "Use iwbounds.upper_bound, which bounds its density from the other side.")
     count = check_latents(posterior_samples, None)
     _check(count, num_samples, exact, chains, chunk_size)
     check_confidence(confidence)
-    log_w = torch.cat([chunked_log_weights(log_joint, plain, z, chunk_size) for z in blocks(plain, num_samples)])
-    reverse = chunked_log_weights(log_joint, plain, posterior_samples, chunk_size)
+    weighted = Weighted.of(log_joint, proposal)
+    log_w = torch.cat([weighted.log_weights(z, chunk_size) for z in weighted.blocks(num_samples)])
+    reverse = weighted.posterior_log_weights(posterior_samples, chunk_size)
     _check_weights(log_w := log_w.double(), reverse := reverse.double())
-    errors = _Errors(getattr(plain, "independent", True), exact, chains or 1)
+    errors = _Errors(weighted.proposal.independent, exact, chains or 1)
     refusals = _refusals(errors.independent, exact)
     lower = Side(
         IWAE()(log_w),

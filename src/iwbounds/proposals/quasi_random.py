@@ -30,6 +30,7 @@ from torch.distributions import (
     TransformedDistribution,
 )
 
+from iwbounds.checks import Latents, check_log_joint
 from iwbounds.proposals.base import ExtendedProposal, LogJoint, Proposal
 from iwbounds.proposals.distributions import as_proposal
 
@@ -122,6 +123,11 @@ class QuasiRandom(ExtendedProposal):
         assert isinstance(view, Proposal)
         sample = self.rsample if self.has_rsample else self.sample
         return log_joint, replace(view, sample=sample, name=self.name, independent=False, samples_per_call=None)
+
+    def posterior_log_weights(self, log_joint: LogJoint, z: Latents) -> Tensor:
+        """log p(x, z) − log q(z): there is nothing to complete."""
+        log_q = self.log_prob(z)
+        return check_log_joint(log_joint(z), log_q) - log_q
 
     def __repr__(self) -> str:
         return f"QuasiRandom({self.distribution!r})"
