@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.distributions import Normal
 
 import iwbounds as iw
 from tests.proposals.chains import KINDS, Chains
@@ -33,6 +34,20 @@ def test_the_expected_weight_is_the_evidence(kind, steps, monkeypatch):
     with torch.no_grad():
         log_w = iw.estimate(chains.log_joint, chains.proposal(), num_samples=1).log_weights
     assert (chains.weights * log_w[0].exp()).sum().item() == pytest.approx(chains.evidence(), abs=1e-9)
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_expected_inverse_weight_of_reversed_paths_is_the_inverse_evidence(kind, steps, monkeypatch):
+    """∫ p(x, z_T) ∏B · Q/P = 1, with z_T from a Gaussian that is reweighted to the unnormalised posterior."""
+    chains = Chains(kind, steps, 1, 60 if steps == 1 else 40).prepared(monkeypatch)
+    reference = Normal(torch.tensor(0.5, dtype=torch.float64), 0.9)
+    z = reference.loc + reference.scale * chains.noise[0]
+    with torch.no_grad():
+        log_w = chains.proposal().posterior_log_weights(chains.log_joint, z)
+        mass = chains.weights * (chains.log_joint(z) - reference.log_prob(z) - log_w)[0].exp()
+    assert mass.sum().item() == pytest.approx(1.0, abs=1e-9)
+    assert log_w.std() > 0.1
 
 
 @pytest.mark.parametrize("bound", {**BOUNDS, **JVI}.values(), ids={**BOUNDS, **JVI})

@@ -28,8 +28,8 @@ __all__ = ["AnnealingReport", "FrozenStepSizes", "even_schedule", "pilot", "repo
 
 _WARM_UP = 30
 """Moves at the first β before the chain sets out, so that its first step sizes fit."""
-_GAIN = 0.25
-"""Change of log ε for a rate of acceptance that is off by one."""
+_WARM_UP_GAIN, _GAIN = 3.0, 1.0
+"""Change of log ε for a rate of acceptance that is off by one, before the chain sets out and on its way."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,9 +71,10 @@ class AnnealingReport(NamedTuple):
 @torch.no_grad()
 def report(transition: HMC, bridge: Bridge, num_samples: int) -> AnnealingReport:
     """One run, with the acceptance and the conditional effective sample size of each of its steps."""
-    acceptance, even = [], []
+    acceptance, even, before = [], [], None
     for moved in transition.walk(bridge, num_samples):
-        even.append(conditional_ess(moved.log_w, moved.log_increment))
+        even.append(conditional_ess(torch.zeros_like(moved.log_w) if before is None else before, moved.log_increment))
+        before = moved.log_w
         if moved.step:
             acceptance.append(moved.state.acceptance.mean(0))
     rates = torch.stack(acceptance) if acceptance else even[0].new_zeros((0, *even[0].shape))
@@ -128,17 +129,17 @@ class _Pilot:
         if self._log_factor is None:
             self._log_factor = torch.zeros_like(chain.values.log_p[0])
             for _ in range(_WARM_UP):
-                chain = self._adapted_move(chain, step)
+                chain = self._adapted_move(chain, step, _WARM_UP_GAIN)
         factor = over_event(self._log_factor.exp(), chain.z, chain.values.log_p)
         self.sizes.append(self._bridge.size(self._transition.step_size, step, chain.z) * factor)
-        return self._adapted_move(chain, step)
+        return self._adapted_move(chain, step, _GAIN)
 
     def size_at_rest(self, bridge: Bridge, num_samples: int) -> Tensor:
         """What there is where no move is made."""
         return bridge.size(self._transition.step_size, 0, bridge.start(num_samples))
 
-    def _adapted_move(self, chain: Chain, step: int) -> Chain:
+    def _adapted_move(self, chain: Chain, step: int, gain: float) -> Chain:
         assert self._log_factor is not None
         moved = self._transition.move(self._bridge, chain, step, self._log_factor.exp())
-        self._log_factor = self._log_factor + _GAIN * (moved.acceptance.mean(0) - self._target)
+        self._log_factor = self._log_factor + gain * (moved.acceptance.mean(0) - self._target)
         return moved

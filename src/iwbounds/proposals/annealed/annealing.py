@@ -67,19 +67,18 @@ def _walk(
             state = move(state, step)
 
 
-def conditional_ess(log_w: Tensor, log_increment: Tensor) -> Tensor:
+def conditional_ess(log_before: Tensor, log_increment: Tensor) -> Tensor:
     r"""How even the increments v of the next step are under the weights so far, ``(*batch)`` in (0, 1].
 
     .. math:: \mathrm{CESS} = \frac{(\sum_k \tilde W_k v_k)^2}{\sum_k \tilde W_k v_k^2}
 
     Args:
-        log_w: log-weights that include the increment, ``(K, *batch)``.
+        log_before: log-weights without the increment, ``(K, *batch)``.
         log_increment: log v.
 
     Reference: Zhou, Johansen and Aston (2016), Toward Automatic Model Comparison, arXiv:1303.3123, section 3.3.2.
     """
-    before = log_w - log_increment
     top = log_increment.amax(0)
     v = (log_increment - top).exp()
-    weight = before.softmax(0)
+    weight = log_before.softmax(0)
     return (weight * v).sum(0).square() / (weight * v.square()).sum(0)

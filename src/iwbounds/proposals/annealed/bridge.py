@@ -33,6 +33,7 @@ __all__ = [
     "slope_of",
     "standard_normal_like",
     "sum_event",
+    "uniform_like",
 ]
 
 Term = Callable[[Tensor], Tensor | None]
@@ -154,6 +155,11 @@ def gradient_only(x: Tensor) -> Tensor:
 def standard_normal_like(z: Tensor) -> Tensor:
     """The noise of a transition."""
     return torch.randn_like(z)
+
+
+def uniform_like(x: Tensor) -> Tensor:
+    """Numbers in [0, 1) for Metropolis decisions and lengths of steps."""
+    return torch.rand_like(x)
 
 
 def sum_event(x: Tensor, log_density: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from iwbounds.proposals.annealed.bridge import (
     over_event,
     standard_normal_like,
     sum_event,
+    uniform_like,
 )
 from iwbounds.proposals.annealed.schedule import StepSize, check_positive
 from iwbounds.proposals.annealed.transition import Path, Transition
@@ -42,7 +43,8 @@ class HMC(Transition):
 
     .. math:: \log w = \sum_{t=1}^T (\beta_t-\beta_{t-1})\,[\log p(x,z_{t-1}) - \log q(z_{t-1})], \qquad E[w] = p(x)
 
-    T − 1 moves of ``num_leapfrogs`` leapfrog steps each, with a fresh momentum and a Metropolis decision. Nothing is
+    T − 1 moves of ``num_leapfrogs`` leapfrog steps each, with a fresh momentum and a Metropolis decision; every chain
+    takes a random part, from half to all, of the step size at each move. Nothing is
     learned: give it many steps, and let :meth:`AnnealedProposal.adapted` set step sizes and schedule in a pilot run. In
     one call the memory is that of one step, whatever T. z_T here is z_{T−1}, the last state of the chain.
 
@@ -67,6 +69,7 @@ class HMC(Transition):
     Generative Models, arXiv:1611.04273, for latent variable models.
 
     >>> import iwbounds as iw
+    >>> _ = torch.manual_seed(0)
     >>> q = torch.distributions.Normal(torch.zeros(3), 1.0)
     >>> chain = iw.AnnealedProposal(q, HMC(0.5), num_steps=50)
     >>> iw.estimate(lambda z: -2 * (z - 1) ** 2, chain, num_samples=100).value.round(decimals=1)
@@ -135,14 +138,16 @@ class HMC(Transition):
         log_density = chain.values.log_p
         wide = over_event(beta, chain.z, log_density) if beta.ndim else beta
         size = bridge.size(self.step_size, step, chain.z)
-        if factor is not None:
-            size = size * over_event(factor, chain.z, log_density)
+        # Trajectories of one length come back to where they started wherever the density is nearly Gaussian; lengths
+        # that are drawn apart from the state leave π invariant, and none of them is bad for every dimension.
+        factor = (0.5 + 0.5 * uniform_like(log_density)) * (1.0 if factor is None else factor)
+        size = size * over_event(factor, chain.z, log_density)
         before = standard_normal_like(chain.z)
         end, after = self._leapfrog(bridge, chain, before, size, wide)
         gained = _log_density(end.fixed, beta) - _log_density(chain.values, beta)
         log_rate = gained - 0.5 * sum_event(after.square() - before.square(), log_density)
         # A trajectory that leaves the support, or all numbers, ends in −inf or NaN: neither is below log u.
-        accepted = torch.rand_like(log_rate).log() < log_rate
+        accepted = uniform_like(log_rate).log() < log_rate
         rate = log_rate.clamp_max(0.0).exp().nan_to_num(0.0)
         return Chain(*_chosen(accepted, end, chain), rate)
 

@@ -115,7 +115,7 @@ class AnnealedProposal(ExtendedProposal):
         self,
         log_joint: LogJoint,
         num_samples: int = 32,
-        target_acceptance: float = 0.8,
+        target_acceptance: float = 0.9,
         adapt_schedule: bool = True,
     ) -> AnnealedProposal:
         """The same proposal with step sizes, one for each move and datum, and a schedule from a pilot run; frozen.
@@ -129,7 +129,7 @@ class AnnealedProposal(ExtendedProposal):
             log_joint: as in :func:`iwbounds.estimate`.
             num_samples: chains of the pilot run, for each datum.
             target_acceptance: mean probability with which a move is to be accepted, in (0, 1).
-            adapt_schedule: whether to choose β; then there are two runs, one for each.
+            adapt_schedule: whether to choose β, by two more pilot runs.
 
         Returns:
             A new proposal; this one is left as it is.
@@ -141,19 +141,19 @@ class AnnealedProposal(ExtendedProposal):
         transition = self._hmc("adapted")
         check_whole_number("num_samples", num_samples, 2, "A spread needs 2 chains or more; take 32.")
         if not 0 < target_acceptance < 1:
-            raise ValueError(f"expected target_acceptance in (0, 1); got {target_acceptance}. Try 0.8.")
+            raise ValueError(f"expected target_acceptance in (0, 1); got {target_acceptance}. Try 0.9.")
         bridge = self._bridge(log_joint)
-        sizes, spreads = pilot(transition, bridge, num_samples, target_acceptance)
-        betas = bridge.betas
-        if adapt_schedule:
-            if betas.ndim > 1:
-                raise ValueError(
-                    "expected one schedule for all data to adapt; got one for each. Pass adapt_schedule=False."
-                )
-            betas = even_schedule(betas, spreads)
-            sizes, _ = pilot(transition, replace(bridge, betas=betas), num_samples, target_acceptance)
+        if adapt_schedule and bridge.betas.ndim > 1:
+            raise ValueError(
+                "expected one schedule for all data to adapt; got one for each. Pass adapt_schedule=False."
+            )
+        # Twice: a first schedule may pass by all that happens within its first step.
+        for _ in range(2 if adapt_schedule else 0):
+            _, spreads = pilot(transition, bridge, num_samples, target_acceptance)
+            bridge = replace(bridge, betas=even_schedule(bridge.betas, spreads))
+        sizes, _ = pilot(transition, bridge, num_samples, target_acceptance)
         frozen = HMC(sizes, transition.num_leapfrogs, transition.model_gradient)
-        return AnnealedProposal(self.initial, frozen, self.num_steps, betas)
+        return AnnealedProposal(self.initial, frozen, self.num_steps, bridge.betas)
 
     def report(self, log_joint: LogJoint, num_samples: int = 32) -> AnnealingReport:
         """A run of annealed importance sampling: weights, last states, acceptance and conditional ESS of each step.
