@@ -379,8 +379,8 @@ def _unfit(gradient: Gradient, proposal: Proposal) -> str | None:
         return proposal.mean_score
     if proposal.total_derivative_only and not gradient.total:
         return (
-            "its log_prob knows a sample by how it was made (a transform with a cache, or without an inverse), and has "
-            "no derivative at fixed parameters"
+            "its log_prob knows a sample by how it was made (a transform with a cache, or without an inverse; a "
+            "deterministic chain), and has no derivative at fixed parameters"
         )
     return None
 

@@ -50,7 +50,8 @@ class Proposal:
         needs_own_samples: whether ``log_prob`` must be given the very tensor that ``sample`` returned: it recognises
             it, reads an attribute of it, or has its inverse from a cache. Slices and copies are then never handed over.
         total_derivative_only: whether ``log_prob`` knows a sample by how it was made, and not by its value, so that its
-            derivative at fixed parameters cannot be had. Said of torch transforms with a cache, or without an inverse.
+            derivative at fixed parameters cannot be had. Said of torch transforms with a cache, or without an inverse,
+            and of chains that are deterministic given their noise.
         joint_has_parameters: whether the proposal's parameters also sit in the log-joint (an extended one, with reverse
             models), so that no estimator may treat model and proposal apart.
         batch_shape: the shape of the batch, where it is known before anything is drawn.
