@@ -1,11 +1,13 @@
 """One thread (results must not depend on how sums are split), a seed for every test, and global state watched."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
 
 ROOT = Path(__file__).parent
+ADAPTERS = ROOT.parent / "src" / "iwbounds" / "adapters"
 SLOW = {
     ROOT / name
     for name in (
@@ -45,6 +47,15 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.path in SLOW:
             item.add_marker(pytest.mark.slow)
+        if item.path.is_relative_to(ADAPTERS):
+            _skip_without_library(item)
+
+
+def _skip_without_library(item):
+    """The docstrings of an adapter show the library that it is named after; tests/adapters skip by themselves."""
+    library = item.path.relative_to(ADAPTERS).parts[0].removesuffix(".py")
+    if library in ("jax", "pyro") and find_spec(library) is None:
+        item.add_marker(pytest.mark.skip(reason=f"the adapter needs {library}: pip install 'iwbounds[{library}]'"))
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -46,6 +46,11 @@ def as_proposal(proposal: Any) -> Proposal | ExtendedProposal:
     advice = "Wrap its two callables: iwbounds.Proposal(sample=…, log_prob=…)."
     if isinstance(proposal, type):
         advice = f"Make an instance of it: {proposal.__name__}(…)."
+    elif isinstance(proposal, nn.Module):
+        advice = (
+            "A module makes distributions, and is none (zuko's lazy flows): pass what it returns, flow() or "
+            f"flow(context). If it is the log-joint, it comes first. {advice}"
+        )
     elif callable(proposal):
         advice = f"log_joint comes first, then proposal: were they swapped? {advice}"
     raise TypeError(
