@@ -52,7 +52,7 @@ $(VENV)/.docs-installed: $(VENV)/.installed
 	touch $@
 
 docs: $(VENV)/.docs-installed
-	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -b html docs out/site
+	$(BIN)/python -m sphinx --fresh-env --write-all --fail-on-warning --keep-going --quiet -b html docs out/site
 	$(BIN)/python docs/_ext/check_site.py out/site
 
 clean:

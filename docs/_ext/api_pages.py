@@ -90,7 +90,16 @@ def _entry(name: str) -> str:
 
 def index_text(pages: dict[str, list[str]]) -> str:
     """A table of every name with its first sentence, and the list of pages."""
-    lines = ["API reference", "=============", "", "Every public name, by what it is for.", "", ".. toctree::", ""]
+    lines = [
+        "API reference",
+        "=============",
+        "",
+        "Every public name, by what it is for.",
+        "",
+        ".. toctree::",
+        "   :hidden:",
+        "",
+    ]
     lines += [f"   {page}" for page in pages]
     for page, names in pages.items():
         title = PAGES.get(page, (page.capitalize(), ""))[0]

@@ -14,6 +14,16 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
+# Where the name of the script is not what a reader looks for.
+TITLES = {
+    "digits": "Handwritten digits",
+    "evaluate": "An evidence report",
+    "imputation": "Missing pixels",
+    "laplace": "Laplace as a mixture",
+    "semi_implicit_digits": "Semi-implicit posterior",
+    "sigmoid_belief_net": "Binary latents",
+    "snr": "Signal-to-noise ratios",
+}
 
 
 def summaries(readme: str) -> dict[str, str]:
@@ -27,10 +37,14 @@ def sections(readme: str) -> dict[str, str]:
     return dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
+def title_of(name: str) -> str:
+    return TITLES.get(name, name.replace("_", " ").capitalize())
+
+
 def example_page(script: str, summary: str, text: str) -> str:
     """What the README says of the script, then the script."""
     text = text.replace("](../docs/", "](../")
-    title = script.removesuffix(".py").replace("_", " ").capitalize()
+    title = title_of(script.removesuffix(".py"))
     return (
         f"# {title}\n\n{summary[0].upper()}{summary[1:]}.\n\n{text.strip()}\n\n## The script\n\n"
         f"`python examples/{script}`\n\n```{{literalinclude}} ../../examples/{script}\n:language: python\n```\n"
@@ -42,8 +56,8 @@ def card(script: str, summary: str, text: str) -> str:
     name = script.removesuffix(".py")
     figure = re.search(r"\]\((\.\./docs/figures/[\w.-]+\.png)\)", text)
     image = f":img-top: {figure[1].replace('../docs/', '../')}\n" if figure else ""
-    title = name.replace("_", " ").capitalize()
-    return f":::{{grid-item-card}} {title}\n:link: {name}\n:link-type: doc\n{image}\n{summary}\n:::\n"
+    told = summary[0].upper() + summary[1:]
+    return f":::{{grid-item-card}} {title_of(name)}\n:link: {name}\n:link-type: doc\n{image}\n{told}.\n:::\n"
 
 
 def index_page(cards: str, names: list[str]) -> str:
