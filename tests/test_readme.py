@@ -35,3 +35,17 @@ def test_links_lead_somewhere():
         for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", (ROOT / page).read_text()):
             if not target.startswith("http"):
                 assert (here / target).exists(), f"{page} links to {target}, which does not exist"
+
+
+def test_the_readme_links_work_where_it_is_shown_alone():
+    """On PyPI there are no files beside it: every link is absolute, and those into the repository lead to a file."""
+    targets = re.findall(r"\]\(([^)]+)\)", (ROOT / "README.md").read_text())
+    prefixes = (
+        "https://github.com/iwbounds/iwbounds/blob/main/",
+        "https://raw.githubusercontent.com/iwbounds/iwbounds/main/",
+    )
+    assert targets
+    for target in targets:
+        prefix = next((each for each in prefixes if target.startswith(each)), None)
+        assert prefix, f"README.md links to {target}, which is not in the repository"
+        assert (ROOT / target.removeprefix(prefix).partition("#")[0]).exists(), target

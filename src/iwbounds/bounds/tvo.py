@@ -84,7 +84,7 @@ class TVO(Tempered):
               L_\text{right} = \sum_{t=0}^{T-1} (\beta_{t+1}-\beta_t)\,S_{\beta_{t+1}}, \qquad
               S_\beta=\sum_k \operatorname{softmax}(\beta\log w)_k\log w_k,
 
-    and ``trapezoid`` is their mean. Derivatives: :class:`Tempered`.
+    and ``trapezoid`` is their mean. Derivatives: ``Tempered``.
 
     Direction: lower on the left, at every K: for any fixed weights it is at most IWAE. The right side is at least IWAE,
     which does not make it an upper bound at finite K; right and trapezoid: none. One interval on the left is the ELBO,
