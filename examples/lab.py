@@ -183,7 +183,7 @@ def train(name: str, objective: Objective, images: Images, options: argparse.Nam
 @torch.no_grad()
 def show(nets: dict[str, Network], images: Images, options: argparse.Namespace, name: str) -> None:
     """A picture of what each network makes of test images, and of draws of the prior."""
-    figure, axes = pyplot().subplots(1, 2, figsize=(12, 0.9 + 0.5 * (len(nets) + 1)), layout="constrained")
+    figure, axes = pyplot().subplots(1, 2, figsize=(12, 0.5 + 0.47 * (len(nets) + 1)), layout="constrained")
     x = images.test[:: max(1, len(images.test) // 12)][:12]
     z = torch.randn(12, options.latent, generator=torch.Generator().manual_seed(options.seed)).to(x.device)
     copies = {name: net.decoder(net.posterior(x).mean).sigmoid() for name, net in nets.items()}
@@ -318,7 +318,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=100)
     sizes = {  # full, quick
         "hidden": (200, 60, "units in each of two layers"),
-        "epochs": (15, 25, "of each training"),
+        "epochs": (10, 25, "of each training"),
         "learning_rate": (1e-3, 4e-3, "of Adam, falling to a twentieth"),
         "test_images": (1000, 450, "how many test images to use"),
         "evaluation_samples": (1000, 300, "K of the test NLL"),
