@@ -33,7 +33,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     found.add_argument("--seeds", type=int, nargs="+", default=[0])
     found.add_argument("--epochs", type=int, default=20, help="of the CPU form")
     found.add_argument("--stages", type=int, default=8, help="of the full form")
-    found.add_argument("--max-seconds", type=float, default=float("inf"), help="of training in this visit, for each run")
+    found.add_argument(
+        "--max-seconds", type=float, default=float("inf"), help="of training in this visit, for each run"
+    )
     found.add_argument("--evaluation-samples", type=int, help="default: 1000, or 5000 with --full")
     found.add_argument("--test-images", type=int, help="default: 1000, or 10 000 with --full")
     found.add_argument("--hidden", type=int, default=200)

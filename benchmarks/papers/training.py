@@ -7,6 +7,7 @@ state, and a run that is resumed is, to the last bit, the run that was not inter
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import time
@@ -51,6 +52,15 @@ class Settings:
     def name(self) -> str:
         switch = "" if self.then is None else f"-then-{self.then}"
         return f"{self.data}-{self.layers}-{self.objective}-{self.samples}{switch}-seed{self.seed}"
+
+    @property
+    def checkpoint(self) -> str:
+        """A file's name that no other settings have."""
+        return f"{self.name}-{hashlib.sha256(repr(self).encode()).hexdigest()[:8]}.pt"
+
+    @property
+    def epochs_before_switch(self) -> int:
+        return sum(epochs for epochs, _ in self.rates)
 
     def plan(self) -> list[tuple[str, float]]:
         """Objective and learning rate of each epoch."""
@@ -101,8 +111,8 @@ class State:
         found = torch.load(path, weights_only=True)
         if found["settings"] != repr(self.settings):
             raise SystemExit(
-                f"{path} is a checkpoint of other settings, {found['settings']}; expected {self.settings}. "
-                "Give another folder by --checkpoints, or remove it."
+                f"expected a checkpoint of {self.settings}; {path} is one of {found['settings']}. Remove it, or give "
+                "another folder by --checkpoints."
             )
         self.model.load_state_dict(found["model"])
         self.optimizer.load_state_dict(found["optimizer"])
@@ -116,15 +126,21 @@ def _optimizer(model: torch.nn.Module) -> torch.optim.Optimizer:
 
 def train(settings: Settings, data: Data, folder: Path, max_seconds: float = float("inf")) -> State:
     """Train, or go on from the checkpoint in ``folder``; stops after ``max_seconds`` with what it has."""
-    state, path = State.begin(settings, data), folder / f"{settings.name}.pt"
+    state, path = State.begin(settings, data), folder / settings.checkpoint
     if path.exists():
         state.resume(path)
+    elif settings.then is not None:
+        # Several runs that differ in what comes after the switch share what comes before it.
+        before = train(dataclasses.replace(settings, then=None, then_rates=()), data, folder, max_seconds)
+        state = dataclasses.replace(before, settings=settings)
     plan, start, saved = settings.plan(), time.monotonic(), time.monotonic()
     bar = tqdm(range(len(state.curve), len(plan)), desc=settings.name, unit="epoch", leave=False)
     for epoch in bar:
         begin = time.monotonic()
-        if epoch and plan[epoch][0] != plan[epoch - 1][0]:
-            state.optimizer = _optimizer(state.model)  # moments of one objective say nothing of another's gradients
+        if settings.then is not None and epoch == settings.epochs_before_switch:
+            # Moments of one objective's gradients say nothing of another's. The control that goes on with the same
+            # objective loses them too, so that it differs in the objective alone.
+            state.optimizer = _optimizer(state.model)
         state.curve.append(_epoch(state, data, *plan[epoch], epoch))
         state.seconds += time.monotonic() - begin
         bar.set_postfix(bound=f"{state.curve[-1]:.2f}")
