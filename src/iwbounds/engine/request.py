@@ -15,7 +15,7 @@ from iwbounds.engine.autograd import refuse_transforms
 from iwbounds.gradients import VIMCO, Coefficients, DReG, Gradient, Reparameterized, ScoreFunction
 from iwbounds.proposals import ExtendedProposal, LogJoint, Proposal, as_proposal
 
-__all__ = ["DEFAULT_NUM_SAMPLES", "Request", "complete"]
+__all__ = ["DEFAULT_NUM_SAMPLES", "Request", "cannot", "complete"]
 
 DEFAULT_NUM_SAMPLES = 64
 
@@ -51,8 +51,11 @@ class Request:
     def draw(self, count: int) -> Latents:
         """``count`` samples, in the graph where the gradient follows a path through them or needs what they carry."""
         follows = self.gradient.pathwise or self.proposal.carries or self._follows_parts
-        with nullcontext() if follows else torch.no_grad():
-            latents = self.proposal.sample((count,))
+        try:
+            with nullcontext() if follows else torch.no_grad():
+                latents = self.proposal.sample((count,))
+        except NotImplementedError as error:
+            raise TypeError(cannot(self.proposal, "be sampled", error)) from error
         return self.fixed(latents, count)
 
     def fixed(self, latents: Latents, count: int) -> Latents:
@@ -232,6 +235,14 @@ def _refuse_parts(proposal: Proposal, **options: int | None) -> None:
             "(needs_own_samples: it recognises them, or has their inverse from a cache). Drop "
             f"{used}, or give it a density that can be evaluated anywhere (cache_size=0)."
         )
+
+
+def cannot(proposal: Proposal, what: str, error: NotImplementedError) -> str:
+    """For a class that leaves a method out."""
+    return (
+        f"expected a proposal that can be sampled and has a log_prob; {proposal.name} cannot {what}"
+        f"{f' ({error})' if str(error) else ''}. Wrap callables of your own: iwbounds.Proposal(sample=…, log_prob=…)."
+    )
 
 
 # Which gradients fit.
