@@ -68,12 +68,14 @@ def _checkpointed(density: Callable[[Latents], Any], values: Callable[[], Latent
         device = latent_leaves(latents)[0].device
 
         def once_more(_: Tensor) -> Any:
-            if given:
-                return density(given.pop())
+            if given:  # a density that differentiates inside makes its graph anew while the forward still runs
+                return density(given[0])
             return density(map_latents(lambda z, grad: z.detach().requires_grad_(grad), values(), live))
 
         # An empty tensor on the device: checkpoint looks at its arguments for the generators to save.
-        return checkpoint(once_more, torch.empty(0, device=device), use_reentrant=False)
+        found = checkpoint(once_more, torch.empty(0, device=device), use_reentrant=False)
+        given.clear()
+        return found
 
     return checkpointed
 

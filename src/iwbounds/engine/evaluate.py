@@ -30,7 +30,7 @@ from iwbounds.engine.autograd import (
     times,
     with_ratio,
 )
-from iwbounds.engine.request import Request
+from iwbounds.engine.request import Request, cannot
 from iwbounds.gradients import Coefficients, Lesson
 from iwbounds.proposals import LogProb, PriorAndLikelihood, Proposal
 from iwbounds.proposals.prior import checked_like, retraced
@@ -220,7 +220,10 @@ def _with_fixed_samples(request: Request, latents: Latents) -> Evaluated:
     proposal = request.proposal
     # Flags alone: what channels close over lives until the backward, and a chunk's latents must not.
     drawn = [z.requires_grad for z in proposal.latent_parts(latents)] if proposal.mixed else []
-    parts = proposal.log_prob_parts(latents)
+    try:
+        parts = proposal.log_prob_parts(latents)
+    except NotImplementedError as error:
+        raise TypeError(cannot(proposal, "be evaluated", error)) from error
     log_q = check_log_q(_sum(parts), latents, proposal.batch_shape)
     _refuse_unfit(request, latents, log_q)
     log_p = check_log_joint(request.log_joint(latents), log_q)
@@ -269,11 +272,10 @@ def _log_ratio(log_p: Tensor, log_q: Tensor) -> Tensor:
 def _log_q(request: Request, latents: Latents, log_prob: LogProb | None = None) -> Tensor:
     """The proposal's log-density (or ``log_prob`` in its stead), of a known shape ``(K, *batch)``."""
     proposal = request.proposal
-    if isinstance(proposal.reparameterized, bool):
-        # One density: no structure to match, and the commonest case by far.
-        found = (log_prob or proposal.log_prob)(latents)
-    else:
+    try:
         found = _sum(proposal.log_prob_parts(latents, log_prob))
+    except NotImplementedError as error:
+        raise TypeError(cannot(proposal, "be evaluated", error)) from error
     return check_log_q(found, latents, proposal.batch_shape)
 
 

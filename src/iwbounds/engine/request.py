@@ -16,7 +16,7 @@ from iwbounds.engine.ranks import BOUND, LEVEL, SHIFT, Ranks
 from iwbounds.gradients import VIMCO, Coefficients, DReG, Gradient, Reparameterized, ScoreFunction
 from iwbounds.proposals import ExtendedProposal, LogJoint, PriorAndLikelihood, Proposal, as_proposal
 
-__all__ = ["DEFAULT_NUM_SAMPLES", "Request", "complete"]
+__all__ = ["DEFAULT_NUM_SAMPLES", "Request", "cannot", "complete"]
 
 DEFAULT_NUM_SAMPLES = 64
 
@@ -64,8 +64,11 @@ class Request:
         # Outside the graph where nothing follows it: a score-function gradient then keeps no activations of the
         # sampler.
         follows = self.gradient.pathwise or self.proposal.carries or self._follows_parts
-        with nullcontext() if follows else torch.no_grad():
-            latents = self._sample(count)
+        try:
+            with nullcontext() if follows else torch.no_grad():
+                latents = self._sample(count)
+        except NotImplementedError as error:
+            raise TypeError(cannot(self.proposal, "be sampled", error)) from error
         return self.fixed(latents, count)
 
     def _sample(self, count: int) -> Latents:
@@ -347,6 +350,14 @@ def _refuse_parts(proposal: Proposal, **options: int | None) -> None:
             "(needs_own_samples: it recognises them, or has their inverse from a cache). Drop "
             f"{used}, or give it a density that can be evaluated anywhere (cache_size=0)."
         )
+
+
+def cannot(proposal: Proposal, what: str, error: NotImplementedError) -> str:
+    """For a class that leaves a method out."""
+    return (
+        f"expected a proposal that can be sampled and has a log_prob; {proposal.name} cannot {what}"
+        f"{f' ({error})' if str(error) else ''}. Wrap callables of your own: iwbounds.Proposal(sample=…, log_prob=…)."
+    )
 
 
 # Which gradients fit.
