@@ -15,15 +15,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
+from torch.nn.parallel import DistributedDataParallel
 
 from iwbounds.bounds import IWAE, Bound, Direction
 from iwbounds.certificates import check_confidence
 from iwbounds.checks import Latents, latent_leaves, map_latents
 from iwbounds.engine import estimate
+from iwbounds.engine.ranks import Ranks
 from iwbounds.evidence.batches import Batch, count_data, numbered_batches
+from iwbounds.evidence.parts import evaluate_parts, own_count
 from iwbounds.evidence.progress import Progress
 from iwbounds.evidence.report import EvidenceReport
-from iwbounds.evidence.state import Plan, State, Sums
+from iwbounds.evidence.state import Plan, State, Sums, fingerprint
 from iwbounds.proposals import LogJoint, Proposal, as_proposal
 
 __all__ = ["evaluate"]
@@ -45,6 +48,7 @@ def evaluate(
     state_file: str | Path | None = None,
     first_datum: int = 0,
     first_sample: int = 0,
+    process_group: Any = None,
 ) -> EvidenceReport:
     r"""The log evidence of every datum of a data set, with its errors, and what can be certified of the mean.
 
@@ -76,13 +80,20 @@ def evaluate(
             of the batch size gives the numbers of one evaluation of all.
         first_sample: number of the first sample, a multiple of the block of samples (the error names it), for more
             samples of the same data, or for a share of them in another process.
+        process_group: a ``torch.distributed`` group whose ranks share the *data*: ``data`` is this rank's part, of any
+            size, and the parts are numbered one after the other, from ``first_datum`` on. All ranks return the report
+            of all data. It is that of one process where the parts begin at multiples of the batch size. Each rank
+            keeps its state in a file of its own beside ``state_file``, into which rank 0 writes the report. The first
+            ranks to finish wait for the last, up to the group's timeout.
 
     Returns:
         An :class:`iwbounds.EvidenceReport`.
 
     Raises:
         ValueError: a model in training mode with dropout or batch normalisation, no data, a number out of range, a
-            proposal whose batch is not the data, or a ``state_file`` of another evaluation.
+            proposal whose batch is not the data, or a ``state_file`` of another evaluation; ranks of a
+            ``process_group`` with other models or options, with the same data, or with data of unknown number.
+        RuntimeError: another rank of the ``process_group`` has failed, naming it; there is no report of a part.
         TypeError: data of an unknown kind; and whatever :func:`iwbounds.estimate` raises.
 
     >>> from torch.distributions import Normal
@@ -92,21 +103,40 @@ def evaluate(
     >>> round(report.nll, 3), round(report.certified_nll, 3)
     (1.266, 1.289)
     """
-    _check(model, bound, num_samples, chunk_size, first_datum, first_sample)
-    plan = Plan(bound, num_samples, chunk_size, check_confidence(confidence), seed, first_sample)
-    state = State(plan, model, None if state_file is None else Path(state_file))
+    path = None if state_file is None else Path(state_file)
+    if isinstance(model, DistributedDataParallel):
+        # Its forward may exchange buffers with ranks that have another number of batches.
+        model = model.module
+
+    def part(first: int, seed: int | None, path: Path | None, show: bool) -> State:
+        """The evaluation of ``data``, numbered from ``first``."""
+        _check(model, bound, num_samples, chunk_size, first, first_sample)
+        plan = Plan(bound, num_samples, chunk_size, check_confidence(confidence), seed, first_sample)
+        return _evaluate(model, data, State(plan, model, path), first, show)
+
+    if process_group is None:
+        return part(first_datum, seed, path, progress).report()
+    shared: dict[str, object] = {"bound": bound, "num_samples": num_samples, "confidence": confidence, "seed": seed}
+    shared |= {"first_datum": first_datum, "first_sample": first_sample, "state_file": path is not None}
+    ranks = Ranks(process_group, lambda: own_count(data), **shared, model=fingerprint(model))
+    return evaluate_parts(ranks, part, seed, path, first_datum, progress)
+
+
+def _evaluate(
+    model: Callable[[Any], tuple[LogJoint, Distribution | Proposal]], data: Any, state: State, first: int, show: bool
+) -> State:
     total = count_data(data)
-    with torch.no_grad(), Progress("evaluate", total, "data", progress) as bar:
+    with torch.no_grad(), Progress("evaluate", total, "data", show) as bar:
         try:
-            for batch in numbered_batches(data, first_datum):
+            for batch in numbered_batches(data, first):
                 if state.holds(batch):
                     bar.advance(batch.size, state.note())
                 else:
-                    _evaluate_batch(model, batch, plan, state, bar)
+                    _evaluate_batch(model, batch, state.plan, state, bar)
             state.finish()
         finally:
             state.save()
-    return state.report()
+    return state
 
 
 def _check(
