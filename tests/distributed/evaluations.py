@@ -76,7 +76,8 @@ def killed(group: dist.ProcessGroup, folder: Path, dies: bool) -> Any:
         found = evaluated(model, part(group, x, (300, 200)), state_file=path, process_group=group)
     except RuntimeError as error:
         return str(error), model.calls, path.exists()
-    return plain(found), model.calls, plain(iw.EvidenceReport.load(path))
+    # Rank 0 writes it; the others may be here before it has.
+    return plain(found), model.calls, plain(iw.EvidenceReport.load(path)) if group.rank() == 0 else None
 
 
 def refused(group: dist.ProcessGroup) -> list[str]:

@@ -179,6 +179,7 @@ class Ranks:
 
     def _last_words(self, mine: str) -> list[str]:
         """What every rank says before all of them raise."""
+        self._awaited = False
         said = self.gather_objects(mine)
         # A rank that exits at once may close its connections before the others have read from them; so all wait once
         # more, and what goes wrong in that wait changes nothing.
@@ -233,6 +234,7 @@ class Ranks:
         try:
             function(*arguments, group=self.group)
         except RuntimeError as error:  # the backends' errors are of this class
+            self._awaited = False  # a second attempt would wait for the timeout once more
             raise RuntimeError(
                 f"rank {self.rank} of {self.size} could not exchange with the others: a rank has died, or did not "
                 "arrive within the group's timeout (init_process_group(timeout=…)). Nothing of this call can be used; "
