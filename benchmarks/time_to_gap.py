@@ -2,8 +2,8 @@
 
     python benchmarks/time_to_gap.py --targets targets.npz [--quick]
 
-Logistic regression on the sonar data (61 coefficients, log p(y) = −108.383) by a full-covariance Gaussian that starts at
-N(0, 0.3² I): IWAE of 8 samples, Adam with a constant rate of a grid. The gap is that of IWAE of 8 samples, looked at
+Logistic regression on the sonar data (61 coefficients, log p(y) = −108.383) by a full-covariance Gaussian that starts
+at N(0, 0.3² I): IWAE of 8 samples, Adam with a constant rate of a grid. The gap is that of IWAE of 8 samples, looked at
 every 50 steps, over 400 estimates. Seconds are the process's own on one thread, without the looks, so that a shared
 machine does not count.
 """

@@ -17,7 +17,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any
 
 import torch
@@ -136,9 +136,9 @@ class Ranks:
         self._check_distinct([row[2] for row in rows])
         return [self._joined(tensor.detach(), [row[0] for row in rows]) for tensor in tensors]
 
-    def confirm(self) -> None:
-        """Wait until every rank has come so far; an error where one failed."""
-        self._awaited = False
+    def confirm(self, last: bool = True) -> None:
+        """Wait until every rank has come so far; an error where one failed. Not ``last`` where more is exchanged."""
+        self._awaited = not last
         self.exchange()
 
     def gather_objects(self, mine: Any) -> list[Any]:
@@ -164,7 +164,7 @@ class Ranks:
         rows = self._joined(mine.unsqueeze(0), [1] * self.size).tolist()
         failed = [rank for rank, row in enumerate(rows) if row[0]]
         if failed:
-            said = self.gather_objects("" if error is None else f"{type(error).__name__}: {error}")
+            said = self._last_words("" if error is None else f"{type(error).__name__}: {error}")
             if error is None:
                 raise RuntimeError(
                     f"rank {failed[0]} of {self.size} stopped, and all ranks with it (this is rank {self.rank}). It "
@@ -177,10 +177,20 @@ class Ranks:
         self._awaited = False
         self.exchange(error=error)
 
+    def _last_words(self, mine: str) -> list[str]:
+        """What every rank says before all of them raise."""
+        self._awaited = False
+        said = self.gather_objects(mine)
+        # A rank that exits at once may close its connections before the others have read from them; so all wait once
+        # more, and what goes wrong in that wait changes nothing.
+        with suppress(RuntimeError):
+            dist.barrier(self.group)
+        return said
+
     def _check_same(self, digests: Sequence[int], mine: str, expected: str) -> None:
         if len(set(digests)) == 1:
             return
-        said = self.gather_objects(mine)
+        said = self._last_words(mine)
         # The odd ones out; of two kinds that are as frequent, rank 0's is the one expected.
         usual = max(Counter(digests).items(), key=lambda pair: (pair[1], pair[0] == digests[0]))[0]
         odd = [rank for rank, digest in enumerate(digests) if digest != usual]
@@ -224,6 +234,7 @@ class Ranks:
         try:
             function(*arguments, group=self.group)
         except RuntimeError as error:  # the backends' errors are of this class
+            self._awaited = False  # a second attempt would wait for the timeout once more
             raise RuntimeError(
                 f"rank {self.rank} of {self.size} could not exchange with the others: a rank has died, or did not "
                 "arrive within the group's timeout (init_process_group(timeout=…)). Nothing of this call can be used; "

@@ -79,11 +79,12 @@ def _within(indices: Tensor, copies: Tensor, rows: slice) -> tuple[Tensor, Tenso
     there is one place at least, so that every parameter has a gradient on every rank.
     """
     inside = (indices >= rows.start) & (indices < rows.stop)
-    most = max(1, int(inside.sum(0).max())) if inside.numel() else 1
-    places = torch.arange(most, device=indices.device).view(-1, *[1] * (indices.ndim - 1))
+    number = inside.sum(0)
+    most = max(1, int(number.max())) if number.numel() else 1
+    steps = torch.arange(most, device=indices.device).view(-1, *[1] * number.ndim)
     # Ascending: those of the rows follow one another, after those of the rows before.
-    places = (places + (indices < rows.start).sum(0)).clamp_max(len(indices) - 1)
-    counted = torch.where(inside.gather(0, places), copies.gather(0, places), 0.0)
+    places = (steps + (indices < rows.start).sum(0)).clamp_max(len(indices) - 1)
+    counted = torch.where(steps < number, copies.gather(0, places), 0.0)
     return indices.gather(0, places).clamp(rows.start, rows.stop - 1), counted
 
 

@@ -15,14 +15,17 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
+from torch.nn.parallel import DistributedDataParallel
 
 from iwbounds.bounds import IWAE, Bound, Direction
 from iwbounds.certificates import check_confidence
 from iwbounds.checks import Latents, check_whole_number, latent_leaves, map_latents
+from iwbounds.engine.ranks import Ranks
 from iwbounds.evidence.batches import Batch, count_data, numbered_batches
+from iwbounds.evidence.parts import evaluate_parts, own_count
 from iwbounds.evidence.progress import Progress
 from iwbounds.evidence.report import EvidenceReport
-from iwbounds.evidence.state import Plan, State, Sums
+from iwbounds.evidence.state import Plan, State, Sums, fingerprint
 from iwbounds.evidence.weighted import Weighted
 from iwbounds.proposals import ExtendedProposal, LogJoint, Proposal
 
@@ -48,6 +51,7 @@ def evaluate(
     first_datum: int = 0,
     first_sample: int = 0,
     samples_per_randomisation: int | None = None,
+    process_group: Any = None,
 ) -> EvidenceReport:
     r"""The log evidence of every datum of a data set, with its errors, and what can be certified of the mean.
 
@@ -85,13 +89,20 @@ def evaluate(
             calls (:class:`iwbounds.QuasiRandom`, :class:`iwbounds.StratifiedMixture`, antithetic pairs): how many to
             draw in one call. The mean weight of each call then counts as one independent weight, for the errors, ESS,
             k̂ and the certificate. ``num_samples`` is a multiple of it.
+        process_group: a ``torch.distributed`` group whose ranks share the *data*: ``data`` is this rank's part, of any
+            size, and the parts are numbered one after the other, from ``first_datum`` on. All ranks return the report
+            of all data. It is that of one process where the parts begin at multiples of the batch size. Each rank
+            keeps its state in a file of its own beside ``state_file``, into which rank 0 writes the report. The first
+            ranks to finish wait for the last, up to the group's timeout.
 
     Returns:
         An :class:`iwbounds.EvidenceReport`.
 
     Raises:
         ValueError: a model in training mode with dropout or batch normalisation, no data, a number out of range, a
-            proposal whose batch is not the data, or a ``state_file`` of another evaluation.
+            proposal whose batch is not the data, or a ``state_file`` of another evaluation; ranks of a
+            ``process_group`` with other models or options, with the same data, or with data of unknown number.
+        RuntimeError: another rank of the ``process_group`` has failed, naming it; there is no report of a part.
         TypeError: data of an unknown kind; and whatever :func:`iwbounds.estimate` raises.
 
     >>> from torch.distributions import Normal
@@ -104,21 +115,39 @@ def evaluate(
     if bound.chooses_num_samples:
         num_samples = bound.at_level(0).min_samples  # type: ignore[attr-defined]
     per_call = 1 if samples_per_randomisation is None else samples_per_randomisation
-    _check(model, bound, num_samples, chunk_size, first_datum, first_sample, per_call)
-    plan = Plan(bound, num_samples, chunk_size, check_confidence(confidence), seed, first_sample, per_call)
-    state = State(plan, model, None if state_file is None else Path(state_file))
+    path = None if state_file is None else Path(state_file)
+    if isinstance(model, DistributedDataParallel):
+        # Its forward may exchange buffers with ranks that have another number of batches.
+        model = model.module
+
+    def part(first: int, seed: int | None, path: Path | None, show: bool) -> State:
+        """The evaluation of ``data``, numbered from ``first``."""
+        _check(model, bound, num_samples, chunk_size, first, first_sample, per_call)
+        plan = Plan(bound, num_samples, chunk_size, check_confidence(confidence), seed, first_sample, per_call)
+        return _evaluate(model, data, State(plan, model, path), first, show)
+
+    if process_group is None:
+        return part(first_datum, seed, path, progress).report()
+    shared: dict[str, object] = {"bound": bound, "num_samples": num_samples, "confidence": confidence, "seed": seed}
+    shared |= {"first_datum": first_datum, "first_sample": first_sample, "state_file": path is not None}
+    shared |= {"samples_per_randomisation": per_call}
+    ranks = Ranks(process_group, lambda: own_count(data), **shared, model=fingerprint(model))
+    return evaluate_parts(ranks, part, seed, path, first_datum, progress)
+
+
+def _evaluate(model: Model, data: Any, state: State, first: int, show: bool) -> State:
     total = count_data(data)
-    with torch.no_grad(), Progress("evaluate", total, "data", progress) as bar:
+    with torch.no_grad(), Progress("evaluate", total, "data", show) as bar:
         try:
-            for batch in numbered_batches(data, first_datum):
+            for batch in numbered_batches(data, first):
                 if state.holds(batch):
                     bar.advance(batch.size, state.note())
                 else:
-                    _evaluate_batch(model, batch, plan, state, bar)
+                    _evaluate_batch(model, batch, state.plan, state, bar)
             state.finish()
         finally:
             state.save()
-    return state.report()
+    return state
 
 
 def _check(

@@ -20,7 +20,7 @@ from iwbounds.evidence.streaming import StreamingWeights
 from iwbounds.logspace import log_mean_exp
 from iwbounds.seeding import derived_seed, forked_rng
 
-__all__ = ["Plan", "State", "Sums"]
+__all__ = ["Plan", "State", "Sums", "fingerprint", "merged"]
 
 _EVERY = 5.0  # seconds between writes
 
@@ -117,7 +117,7 @@ class State:
         self._seen: set[int] = set()
         self._total, self._count = 0.0, 0
         self._saved = time.monotonic()
-        self._of: dict[str, Any] = {"model": _fingerprint(model), "bound": repr(plan.bound), "first_sample": plan.first}
+        self._of: dict[str, Any] = {"model": fingerprint(model), "bound": repr(plan.bound), "first_sample": plan.first}
         self._of |= {"num_samples": plan.num_samples, "samples_per_randomisation": plan.per_call}
         if path is not None and path.exists():
             self._load(path)
@@ -191,8 +191,19 @@ class State:
     def report(self) -> EvidenceReport:
         if not self._parts:
             raise ValueError("expected at least one datum; the data are empty.")
-        self._parts = [_merged(self._parts)]
+        self._parts = [merged(self._parts)]
         return self._parts[0]
+
+    def write_whole(self, report: EvidenceReport, path: Path) -> None:
+        """The report of all parts of the data, as the finished state of one evaluation of all."""
+        write_atomically({"of": self._of, "partial": None, "report": report.state_dict(), "finished": True}, path)
+
+    @staticmethod
+    def known_seed(path: Path | None) -> int | None:
+        """The seed of an evaluation that a file holds; None where there is no file."""
+        if path is None or not path.exists():
+            return None
+        return int(torch.load(path, weights_only=True)["of"]["seed"])
 
     def _save_now_and_then(self) -> None:
         if time.monotonic() - self._saved > _EVERY:
@@ -211,15 +222,15 @@ class State:
         self._saved = time.monotonic()
 
 
-def _merged(parts: list[EvidenceReport]) -> EvidenceReport:
+def merged(parts: list[EvidenceReport]) -> EvidenceReport:
     """By halves: one after the other would copy the first ones as often as there are parts."""
     if len(parts) == 1:
         return parts[0]
     half = len(parts) // 2
-    return _merged(parts[:half]) + _merged(parts[half:])
+    return merged(parts[:half]) + merged(parts[half:])
 
 
-def _fingerprint(model: object) -> str:
+def fingerprint(model: object) -> str:
     """Of a module's parameters and buffers, so that a state file is not continued with other ones."""
     digest = hashlib.sha256()
     if isinstance(model, nn.Module):
