@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 
 import torch
-from targets import Density, Target
+from targets import Conditional, Density, Target
 from torch import Tensor
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
@@ -88,6 +88,30 @@ def candidates(draws: Tensor) -> Iterator[tuple[str, iw.Proposal]]:
         # A component has d (d + 3)/2 numbers; with fewer than five draws for each, it fits the chain, not its target.
         if len(draws) > 5 * parts * len(mean) * (len(mean) + 3) / 2:
             yield f"{parts} Gaussians and a t", mixture(draws, parts, student(mean, 1.2 * factor, 5.0))
+
+
+def conditioned(outer: iw.Proposal, width: int, conditional: Conditional) -> iw.Proposal:
+    """The first coordinates from ``outer``, the others from the Gaussian that is theirs given the first."""
+
+    def sample(shape: tuple[int]) -> Tensor:
+        first = outer.sample(shape)
+        mean, factor = conditional(first)
+        noise = torch.randn_like(mean)
+        moved = factor * noise if factor.ndim == 2 else (factor @ noise.unsqueeze(-1)).squeeze(-1)
+        return torch.cat([first, mean + moved], -1)
+
+    def log_prob(z: Tensor) -> Tensor:
+        mean, factor = conditional(z[:, :width])
+        moved, diagonal = (z[:, width:] - mean).unsqueeze(-1), factor
+        if factor.ndim == 2:
+            white = moved / factor.unsqueeze(-1)
+        else:
+            white, diagonal = torch.linalg.solve_triangular(factor, moved, upper=False), factor.diagonal(dim1=1, dim2=2)
+        constant = 0.5 * mean.shape[1] * math.log(2 * math.pi)
+        log_q = -0.5 * white.square().sum((1, 2)) - diagonal.log().sum(1) - constant
+        return outer.log_prob(z[:, :width]) + log_q
+
+    return iw.Proposal(sample, log_prob, reparameterized=False)
 
 
 def cholesky(covariance: Tensor) -> Tensor:
