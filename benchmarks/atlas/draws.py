@@ -79,7 +79,7 @@ def hamiltonian(density: Density, centre: Tensor, factor: Tensor) -> Tensor:
 def candidates(draws: Tensor) -> Iterator[tuple[str, iw.Proposal]]:
     """A Gaussian, Student's t, and mixtures of Gaussians, all fitted to the draws."""
     mean = draws.mean(0)
-    factor = cholesky(draws.T.cov())
+    factor = cholesky(covariance(draws))
     gaussian = MultivariateNormal(mean, scale_tril=factor)
     yield "Gaussian", iw.Proposal(gaussian.sample, gaussian.log_prob, False)
     for df in (5.0, 15.0):
@@ -114,6 +114,11 @@ def conditioned(outer: iw.Proposal, width: int, conditional: Conditional) -> iw.
     return iw.Proposal(sample, log_prob, reparameterized=False)
 
 
+def covariance(draws: Tensor) -> Tensor:
+    """``(d, d)``, for one dimension too."""
+    return draws.T.cov().reshape(draws.shape[1], draws.shape[1])
+
+
 def cholesky(covariance: Tensor) -> Tensor:
     """Of a covariance, of which a small part of the diagonal is added for the sake of rounding."""
     return torch.linalg.cholesky(covariance + 1e-9 * torch.diag_embed(covariance.diagonal(dim1=-2, dim2=-1)))
@@ -139,7 +144,7 @@ def mixture(draws: Tensor, parts: int, wide: iw.Proposal, share: float = 0.05) -
 
 def fitted_mixture(draws: Tensor, parts: int, steps: int = 60) -> MixtureSameFamily:
     """Started from nearest neighbours of random draws."""
-    whole = draws.T.cov()
+    whole = covariance(draws)
     white = torch.linalg.solve_triangular(cholesky(whole), (draws - draws.mean(0)).T, upper=False).T
     centres = white[torch.randperm(len(white))[:parts]]
     shares = torch.nn.functional.one_hot(torch.cdist(white, centres).argmin(1), parts).double()
