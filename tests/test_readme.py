@@ -30,7 +30,7 @@ def test_every_python_block_runs_in_order(page):
 
 
 def test_links_lead_somewhere():
-    for page in [*PAGES, "CONTRIBUTING.md", "examples/README.md"]:
+    for page in [*PAGES, "docs/atlas.md", "CONTRIBUTING.md", "examples/README.md"]:
         here = (ROOT / page).parent
         for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", (ROOT / page).read_text()):
             if not target.startswith("http"):

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 
 import torch
-from targets import Density, Target
+from targets import Conditional, Density, Target
 from torch import Tensor
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
@@ -79,7 +79,7 @@ def hamiltonian(density: Density, centre: Tensor, factor: Tensor) -> Tensor:
 def candidates(draws: Tensor) -> Iterator[tuple[str, iw.Proposal]]:
     """A Gaussian, Student's t, and mixtures of Gaussians, all fitted to the draws."""
     mean = draws.mean(0)
-    factor = cholesky(draws.T.cov())
+    factor = cholesky(covariance(draws))
     gaussian = MultivariateNormal(mean, scale_tril=factor)
     yield "Gaussian", iw.Proposal(gaussian.sample, gaussian.log_prob, False)
     for df in (5.0, 15.0):
@@ -88,6 +88,35 @@ def candidates(draws: Tensor) -> Iterator[tuple[str, iw.Proposal]]:
         # A component has d (d + 3)/2 numbers; with fewer than five draws for each, it fits the chain, not its target.
         if len(draws) > 5 * parts * len(mean) * (len(mean) + 3) / 2:
             yield f"{parts} Gaussians and a t", mixture(draws, parts, student(mean, 1.2 * factor, 5.0))
+
+
+def conditioned(outer: iw.Proposal, width: int, conditional: Conditional) -> iw.Proposal:
+    """The first coordinates from ``outer``, the others from the Gaussian that is theirs given the first."""
+
+    def sample(shape: tuple[int]) -> Tensor:
+        first = outer.sample(shape)
+        mean, factor = conditional(first)
+        noise = torch.randn_like(mean)
+        moved = factor * noise if factor.ndim == 2 else (factor @ noise.unsqueeze(-1)).squeeze(-1)
+        return torch.cat([first, mean + moved], -1)
+
+    def log_prob(z: Tensor) -> Tensor:
+        mean, factor = conditional(z[:, :width])
+        moved, diagonal = (z[:, width:] - mean).unsqueeze(-1), factor
+        if factor.ndim == 2:
+            white = moved / factor.unsqueeze(-1)
+        else:
+            white, diagonal = torch.linalg.solve_triangular(factor, moved, upper=False), factor.diagonal(dim1=1, dim2=2)
+        constant = 0.5 * mean.shape[1] * math.log(2 * math.pi)
+        log_q = -0.5 * white.square().sum((1, 2)) - diagonal.log().sum(1) - constant
+        return outer.log_prob(z[:, :width]) + log_q
+
+    return iw.Proposal(sample, log_prob, reparameterized=False)
+
+
+def covariance(draws: Tensor) -> Tensor:
+    """``(d, d)``, for one dimension too."""
+    return draws.T.cov().reshape(draws.shape[1], draws.shape[1])
 
 
 def cholesky(covariance: Tensor) -> Tensor:
@@ -115,7 +144,7 @@ def mixture(draws: Tensor, parts: int, wide: iw.Proposal, share: float = 0.05) -
 
 def fitted_mixture(draws: Tensor, parts: int, steps: int = 60) -> MixtureSameFamily:
     """Started from nearest neighbours of random draws."""
-    whole = draws.T.cov()
+    whole = covariance(draws)
     white = torch.linalg.solve_triangular(cholesky(whole), (draws - draws.mean(0)).T, upper=False).T
     centres = white[torch.randperm(len(white))[:parts]]
     shares = torch.nn.functional.one_hot(torch.cdist(white, centres).argmin(1), parts).double()
