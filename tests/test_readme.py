@@ -8,6 +8,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = [
     "README.md",
+    "docs/annealed.md",
     "docs/architecture.md",
     "docs/bounds.md",
     "docs/controlled.md",
