@@ -11,6 +11,7 @@ ADAPTERS = ROOT.parent / "src" / "iwbounds" / "adapters"
 SLOW = {
     ROOT / name
     for name in (
+        "adapters/test_jax.py",
         "bounds/test_orderings.py",
         "bounds/test_umlmc.py",
         "engine/test_kernels_in_engine.py",
@@ -29,6 +30,7 @@ SLOW = {
         "test_exactness.py",
         "test_examples.py",
         "test_hierarchical_examples.py",
+        "test_recipes.py",
         "testing/test_kit_assumptions.py",
         "testing/test_kit_contracts.py",
         "testing/test_kit_digits.py",
