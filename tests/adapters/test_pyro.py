@@ -317,6 +317,26 @@ class TestMiniBatches:
         assert all(torch.equal(rows, again) for again in drawn)  # one mini-batch, whatever is run again
         assert len(drawn) > 2
 
+    def test_where_pyros_own_bound_exceeds_the_evidence(self):
+        """One datum of ten, drawn by hand: Pyro takes w to the power of ten before it takes the mean."""
+        row = torch.tensor([9])
+
+        def model():
+            with pyro.plate("data", 10, subsample=row):
+                z = pyro.sample("z", dist.Normal(torch.zeros((), dtype=DOUBLE), 1.0))
+                pyro.sample("x", dist.Normal(z, 1.0), obs=self.X[row])
+
+        def guide():
+            with pyro.plate("data", 10, subsample=row):
+                pyro.sample("z", dist.Normal(torch.zeros((), dtype=DOUBLE), 1.0))
+
+        evidence = torch.distributions.Normal(0.0, 2**0.5).log_prob(self.X[row])
+        ours = iw.estimate(*from_pyro(model, guide), num_samples=4000).value
+        torch.testing.assert_close(ours, evidence, atol=0.1, rtol=0)
+        settings = {"num_particles": 4000, "vectorize_particles": True, "max_plate_nesting": 1}
+        pyros = -pyro.infer.RenyiELBO(alpha=0, **settings).loss(model, guide)
+        assert pyros > 10 * evidence.item() + 3
+
     def pair(self, rows):
         loc = torch.tensor(0.4, dtype=DOUBLE, requires_grad=True)
 
