@@ -10,6 +10,7 @@ from torch import nn
 
 import iwbounds as iw
 from iwbounds.adapters.pyro import from_pyro
+from iwbounds.testing import check_contract
 from tests.oracles import eight_schools
 
 pyro = pytest.importorskip("pyro", reason="the adapter needs Pyro: pip install 'iwbounds[pyro]'")
@@ -80,6 +81,21 @@ class TestVAE:
         assert found.value.shape == (5,)
         torch.testing.assert_close(found.log_weights, expected.log_weights, rtol=1e-12, atol=1e-12)
         assert_equal_gradients(gradients(found.value.sum(), parameters), gradients(expected.value.sum(), parameters))
+
+    @pytest.mark.parametrize("vectorize", [True, False])
+    def test_chunks_give_the_gradient_of_all_samples(self, parts, vectorize):
+        model, guide, x, encoder, decoder = parts
+        log_joint, q = from_pyro(model, guide, x, vectorize=vectorize)
+        found, parameters = [], [*encoder.parameters(), *decoder.parameters()]
+        for chunk_size in (None, 2):
+            torch.manual_seed(1)
+            value = iw.estimate(log_joint, q, num_samples=5, chunk_size=chunk_size).value
+            found.append(gradients(value.sum(), parameters))
+        assert_equal_gradients(*found)
+
+    def test_the_pair_keeps_its_contract(self, parts):
+        model, guide, x, *_ = parts
+        check_contract(*from_pyro(model, guide, x), x=x, seed=0)
 
     def test_training_goes_through_modules_and_evaluate_reports_per_datum(self, parts):
         model, guide, x, encoder, decoder = parts
