@@ -1,5 +1,6 @@
 """One thread (results must not depend on how sums are split), a seed for every test, and global state watched."""
 
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -11,6 +12,7 @@ ADAPTERS = ROOT.parent / "src" / "iwbounds" / "adapters"
 SLOW = {
     ROOT / name
     for name in (
+        "adapters/test_jax.py",
         "bounds/test_orderings.py",
         "bounds/test_umlmc.py",
         "engine/test_kernels_in_engine.py",
@@ -29,6 +31,7 @@ SLOW = {
         "test_exactness.py",
         "test_examples.py",
         "test_hierarchical_examples.py",
+        "test_recipes.py",
         "testing/test_kit_assumptions.py",
         "testing/test_kit_contracts.py",
         "testing/test_kit_digits.py",
@@ -38,6 +41,17 @@ SLOW = {
     )
 }
 """Modules of more than a few seconds, which ``make test-fast`` leaves out; ``make test`` runs everything."""
+
+
+def _import_with_switches_kept(library):
+    """Import what changes torch's global switches when it is imported, before any test, and put them back."""
+    if find_spec(library) is not None:
+        before = torch.distributions.Distribution._validate_args
+        import_module(library)
+        torch.distributions.Distribution.set_default_validate_args(before)
+
+
+_import_with_switches_kept("zuko")
 
 
 def pytest_collection_modifyitems(items):
@@ -54,8 +68,8 @@ def pytest_collection_modifyitems(items):
 def _skip_without_library(item):
     """The docstrings of an adapter show the library that it is named after; tests/adapters skip by themselves."""
     library = item.path.relative_to(ADAPTERS).parts[0].removesuffix(".py")
-    if library in ("jax", "pyro") and find_spec(library) is None:
-        item.add_marker(pytest.mark.skip(reason=f"the adapter needs {library}: pip install 'iwbounds[{library}]'"))
+    if library in ("jax", "pyro", "zuko") and find_spec(library) is None:
+        item.add_marker(pytest.mark.skip(reason=f"the adapter needs {library}: pip install 'iwbounds[dev]'"))
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -10,6 +10,7 @@ from torch import nn
 
 import iwbounds as iw
 from iwbounds.adapters.pyro import from_pyro
+from iwbounds.testing import check_contract
 from tests.oracles import eight_schools
 
 pyro = pytest.importorskip("pyro", reason="the adapter needs Pyro: pip install 'iwbounds[pyro]'")
@@ -80,6 +81,21 @@ class TestVAE:
         assert found.value.shape == (5,)
         torch.testing.assert_close(found.log_weights, expected.log_weights, rtol=1e-12, atol=1e-12)
         assert_equal_gradients(gradients(found.value.sum(), parameters), gradients(expected.value.sum(), parameters))
+
+    @pytest.mark.parametrize("vectorize", [True, False])
+    def test_chunks_give_the_gradient_of_all_samples(self, parts, vectorize):
+        model, guide, x, encoder, decoder = parts
+        log_joint, q = from_pyro(model, guide, x, vectorize=vectorize)
+        found, parameters = [], [*encoder.parameters(), *decoder.parameters()]
+        for chunk_size in (None, 2):
+            torch.manual_seed(1)
+            value = iw.estimate(log_joint, q, num_samples=5, chunk_size=chunk_size).value
+            found.append(gradients(value.sum(), parameters))
+        assert_equal_gradients(*found)
+
+    def test_the_pair_keeps_its_contract(self, parts):
+        model, guide, x, *_ = parts
+        check_contract(*from_pyro(model, guide, x), x=x, seed=0)
 
     def test_training_goes_through_modules_and_evaluate_reports_per_datum(self, parts):
         model, guide, x, encoder, decoder = parts
@@ -316,6 +332,26 @@ class TestMiniBatches:
         torch.testing.assert_close(value, torch.distributions.Normal(0.0, 2**0.5).log_prob(self.X[rows]))
         assert all(torch.equal(rows, again) for again in drawn)  # one mini-batch, whatever is run again
         assert len(drawn) > 2
+
+    def test_where_pyros_own_bound_exceeds_the_evidence(self):
+        """One datum of ten, drawn by hand: Pyro takes w to the power of ten before it takes the mean."""
+        row = torch.tensor([9])
+
+        def model():
+            with pyro.plate("data", 10, subsample=row):
+                z = pyro.sample("z", dist.Normal(torch.zeros((), dtype=DOUBLE), 1.0))
+                pyro.sample("x", dist.Normal(z, 1.0), obs=self.X[row])
+
+        def guide():
+            with pyro.plate("data", 10, subsample=row):
+                pyro.sample("z", dist.Normal(torch.zeros((), dtype=DOUBLE), 1.0))
+
+        evidence = torch.distributions.Normal(0.0, 2**0.5).log_prob(self.X[row])
+        ours = iw.estimate(*from_pyro(model, guide), num_samples=4000).value
+        torch.testing.assert_close(ours, evidence, atol=0.1, rtol=0)
+        settings = {"num_particles": 4000, "vectorize_particles": True, "max_plate_nesting": 1}
+        pyros = -pyro.infer.RenyiELBO(alpha=0, **settings).loss(model, guide)
+        assert pyros > 10 * evidence.item() + 3
 
     def pair(self, rows):
         loc = torch.tensor(0.4, dtype=DOUBLE, requires_grad=True)

@@ -24,7 +24,7 @@ def log_density(function: Callable[..., Any], event_dims: Any = None) -> Callabl
 
     Args:
         function: from latents (and further arrays) to log p(x, z), in nats: ``numpyro.infer.util.log_density``, a
-            blackjax ``logdensity_fn``, ``pymc.sampling.jax.get_jaxified_logp``. It must be traceable by JAX.
+            blackjax ``logdensity_fn``, PyMC's ``get_jaxified_logp(model)``. It must be traceable by JAX.
         event_dims: how many trailing axes a latent has in ``function``, which is written for **one** sample: an
             integer, or one for each part of the latents, in their structure. All axes in front, samples and batch, are
             mapped over. None: ``function`` takes all axes itself, and returns ``(num_samples, *batch)``.
