@@ -48,7 +48,7 @@ test-oldest:
 
 # What a user gets: see .ci/test-wheel.
 test-wheel:
-	.ci/test-wheel -n $(JOBS) $(PYTEST_ARGS)
+	.ci/test-wheel tests -n $(JOBS) $(PYTEST_ARGS)
 
 # The site, in out/site/index.html: offline, every warning an error, every public name in the reference.
 $(VENV)/.docs-installed: $(VENV)/.installed
