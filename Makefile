@@ -11,7 +11,7 @@ TORCH ?= 2.13.0
 OLDEST := .venv-torch-$(TORCH)
 PYTEST := python -m pytest -n $(JOBS) $(PYTEST_ARGS)
 
-.PHONY: demo test test-fast test-oldest test-wheel coverage lint fmt docs dist clean
+.PHONY: demo test test-fast test-oldest test-wheel coverage lint fmt docs clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -45,6 +45,10 @@ test-oldest:
 	$(PYTHON) -m venv $(OLDEST)
 	$(OLDEST)/bin/python -m pip install --quiet 'torch==$(TORCH)' --editable '.[dev]'
 	$(OLDEST)/bin/$(PYTEST)
+
+# What a user gets: see .ci/test-wheel.
+test-wheel:
+	.ci/test-wheel tests -n $(JOBS) $(PYTEST_ARGS)
 
 # The site, in out/site/index.html: offline, every warning an error, every public name in the reference.
 $(VENV)/.docs-installed: $(VENV)/.installed

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+import iwbounds
 from iwbounds.testing import ErrorBudget
 
-SOURCE = Path(__file__).parents[2] / "src"
+SOURCE = Path(iwbounds.__file__).parents[1]  # src, or where a wheel was installed
 
 IDLE = """
 import sys
