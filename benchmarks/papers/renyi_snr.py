@@ -66,7 +66,7 @@ def moments(gradients: Tensor) -> tuple[float, float]:
 
 
 def measure(problem: Problem, alpha: float, count: int, replications: int) -> dict[str, float]:
-    """SNR of the model's gradient and, by rule, of the proposal's. Both rules have one mean; the less noisy tells it."""
+    """SNR of the model's gradient and, by rule, of the proposal's: of one mean, which the less noisy rule tells."""
     bound = iw.IWAE() if alpha == 0 else iw.Renyi(alpha)
     found = {}
     for name, rule in RULES.items():

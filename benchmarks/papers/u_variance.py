@@ -33,7 +33,7 @@ _NODES = 200
 
 
 def gamma_rule(shape: int) -> tuple[np.ndarray, np.ndarray]:
-    """Nodes and probabilities for Gamma(shape), as equal parts of a fine grid in log s: trapezoids decay at both ends."""
+    """Nodes and probabilities for Gamma(shape): trapezoids in log s, which decay at both ends."""
     log_s, step = np.linspace(-30.0, math.log(shape + 60.0 + 10 * math.sqrt(shape)), 20 * _NODES, retstep=True)
     probability = np.exp(shape * log_s - np.exp(log_s) - math.lgamma(shape)) * step
     return np.exp(log_s), probability
