@@ -273,3 +273,24 @@ def test_renyi_keeps_the_signal_that_iwae_loses(papers):
         slopes[alpha] = math.log(curves[1]["reparameterised"] / curves[0]["reparameterised"]) / math.log(16)
     assert slopes[0.0] == pytest.approx(-0.5, abs=0.25)
     assert slopes[0.5] == pytest.approx(0.5, abs=0.25)
+
+
+def test_peers_are_held_against_exact_gradients(papers):
+    """By quadrature alone: squared weights are right for the proposal, wrong for the model; ours are right for both."""
+    correctness = importlib.import_module("peers.correctness")
+    verdicts = {row.side: row.off <= correctness.LIMIT for row in correctness.gaussian_rows()}
+    assert verdicts == {
+        "proposal, iw.DReG()": True,
+        "model, iw.DReG()": True,
+        "proposal, squared weights": True,
+        "model, squared weights": False,
+    }
+
+
+def test_the_exact_discrete_gradient_is_the_slope_of_the_sum(papers, monkeypatch):
+    """At K = 1 the bound is the ELBO, whose gradient of the logits is q (log w − ELBO)."""
+    correctness = importlib.import_module("peers.correctness")
+    q = correctness.LOGITS.softmax(0)
+    log_w = correctness.LOG_JOINT - q.log()
+    expected = q * (log_w - (q * log_w).sum())
+    assert torch.allclose(correctness.exact_discrete_gradient(0.0, 1), expected)
