@@ -294,3 +294,20 @@ def test_the_exact_discrete_gradient_is_the_slope_of_the_sum(papers, monkeypatch
     log_w = correctness.LOG_JOINT - q.log()
     expected = q * (log_w - (q * log_w).sum())
     assert torch.allclose(correctness.exact_discrete_gradient(0.0, 1), expected)
+
+
+def test_two_layers_draw_from_the_density_that_they_state(papers):
+    """Standardised by their own means and scales, 40 000 draws of each unit have mean 0 and variance 1.
+
+    Six units: each mean within 5/√40 000 = 0.025, each variance within 5·√(2/40 000) = 0.036; a false alarm once in
+    100 000 seeds.
+    """
+    torch.manual_seed(0)
+    model = papers("models").TwoLayers(torch.full((4,), 0.3), hidden=6, latent=2)
+    x = torch.ones(1, 4)
+    near, far = model(x)[1].sample((40_000,))
+    for code, network, condition in ((near, model.encoder, x), (far, model.far_encoder, near)):
+        mean, log_scale = network(condition).chunk(2, -1)
+        standard = ((code - mean) / log_scale.exp()).flatten(0, 1)
+        assert standard.mean(0).abs().max() < 0.025
+        assert (standard.var(0) - 1).abs().max() < 0.036
