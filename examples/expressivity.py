@@ -277,12 +277,13 @@ def draw_figure(
     images: Images,
     options: argparse.Namespace,
 ) -> None:
-    figure, axes = pyplot().subplots(2, 2, figsize=(12, 6.4), layout="constrained", height_ratios=(1.5, 1))
+    figure, axes = pyplot().subplots(2, 2, figsize=(12, 5.6), layout="constrained", height_ratios=(1.25, 1))
     points = [model.rate_and_distortion(images.test) for model in betas.values()]
     rates, distortions = zip(*points, strict=True)
     axes[0, 0].plot(rates, distortions, "o-", color=BLUE)
     for beta, point in zip(betas, points, strict=True):
         axes[0, 0].annotate(f"  β = {beta:g}", point, va="bottom")
+    axes[0, 0].margins(x=0.15)  # room for the last label
     plain(axes[0, 0], "β-VAE: what the latent carries, and what is lost", "rate, nats", "distortion, nats")
     x = images.test[:: max(1, len(images.test) // 12)][:12]
     copies = {f"β = {beta:g}": model.reconstruct(x) for beta, model in betas.items()}
@@ -293,7 +294,7 @@ def draw_figure(
         # One choice of the first image's code exchanged: what that position of the codebook is for.
         changed = likely[:1].repeat(codes.shape[1], 1)
         changed[:, position] = torch.arange(codes.shape[1])
-        padded = torch.cat([codes.decode(changed).sigmoid(), x.new_ones(12, x.shape[1])])[:12]
+        padded = torch.cat([codes.decode(changed).sigmoid(), x.new_zeros(12, x.shape[1])])[:12]
         rows[f"choice {position + 1}"] = padded
     show_rows(axes[1, 0], "Discrete codes", rows)
     torch.manual_seed(options.seed)

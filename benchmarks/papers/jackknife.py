@@ -92,12 +92,38 @@ def monte_carlo_z(weights: Weights, order: int, count: int = 8, draws: int = 100
     return (values.mean().item() - weights.bias(count, order)) / error
 
 
+def draw_figure(sides: dict[str, Weights], path: Path) -> None:
+    """|bias| against K, an axis for each distribution of weights."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    from iwbounds.plots.style import BLUE, GREEN, VERMILION, plain
+
+    figure, axes = pyplot.subplots(1, len(sides), figsize=(11, 4.2), layout="constrained")
+    for axis, (name, weights) in zip(axes, sides.items(), strict=True):
+        counts = np.unique(np.geomspace(4, 4 * weights.counts()[0], 30).astype(int)).tolist()
+        for order, colour, marker in zip(ORDERS, (BLUE, VERMILION, GREEN), "os^", strict=True):
+            bias = [abs(weights.bias(k, order)) for k in counts]
+            label = f"order {order}: slope {weights.slope(weights.counts(), order):.2f} at the end"
+            axis.loglog(counts, bias, marker + "-", color=colour, markersize=4, label=label)
+        plain(axis, f"Bias of the jackknife: {name}", "samples K", "|bias|, nats")
+        axis.xaxis.set_minor_formatter("")  # powers of ten alone: the others overlap
+        axis.legend(fontsize=9, frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=100)
+    pyplot.close(figure)
+    print(f"Figure: {path}")
+
+
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     found = parser(__doc__, "jackknife.json")
     found.add_argument("--data", choices=NAMES, default="digits")
     found.add_argument("--epochs", type=int, help="default: 60 for the digits, else 20: the VAE of papers.table1")
     found.add_argument("--images", type=int, default=40)
     found.add_argument("--atoms", type=int, default=4000, help="log-weights of each image")
+    found.add_argument("--out", type=Path, default=Path("out") / "jackknife.png", help="where the figure goes")
     return found.parse_args(argv)
 
 
@@ -134,11 +160,15 @@ def main(argv: Sequence[str] | None = None) -> bool:
     print("median slope between K = 16 and 64: " + ", ".join(f"order {m}: {s:.2f}" for m, s in local.items()))
     practical = {m: float(np.median([abs(w.bias(64, m)) for w in images])) for m in ORDERS}
     print("median |bias| at K = 64: " + ", ".join(f"order {m}: {b:.2e}" for m, b in practical.items()))
+    middle = sorted(images, key=lambda w: w.third / w.variance)[len(images) // 2]
+    draw_figure({"lognormal weights, s² = 0.25": logn, f"a VAE's weights, {options.data}": middle}, options.out)
     z = [monte_carlo_z(w, m) for w in (logn, images[0]) for m in ORDERS]
     keep(
         {
             options.data: {
-                "slopes": {str(m): [round(float(s), 4) for s in slopes[m]] for m in ORDERS},
+                "slopes_10_50_90_percent": {
+                    str(m): [round(float(np.quantile(slopes[m], q)), 4) for q in (0.1, 0.5, 0.9)] for m in ORDERS
+                },
                 "LOGN": {str(m): round(logn.slope((16, 32, 64), m), 4) for m in ORDERS},
                 "median_absolute_bias_at_64": practical,
                 "images": len(images),
