@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from common import table
 
-RESULTS = Path(__file__).parents[1] / "results"
+RESULTS = Path(__file__).parents[1] / "results" / "papers"
 
 
 @dataclass(frozen=True)

@@ -43,19 +43,21 @@ class Weights:
         self.log_w, self.p = np.log(w), p
         self.variance, self.third = p @ (w - 1) ** 2, p @ (w - 1) ** 3
         s = np.exp(_LOG_S)
-        self._s = s
+        # Coefficients of K²/2 cancel eight digits at K = 10 000. A rounding of φ is that of one distribution, whatever
+        # K, and cancels too; a rounding of the sums does not.
+        self._s = s.astype(np.longdouble)
         # expm1 and log1p: for small s, φ is 1 but for digits that it could not hold itself.
         less = np.concatenate([np.expm1(-np.outer(block, w)) @ p for block in np.split(s, range(200, len(s), 200))])
         with np.errstate(divide="ignore"):  # a φ that underflows to 0 has the right logarithm, −inf
-            self._log_phi = np.log1p(less)
+            self._log_phi = np.log1p(np.maximum(less, -1.0)).astype(np.longdouble)
 
-    def iwae(self, count: int) -> float:
+    def iwae(self, count: int) -> np.longdouble:
         """E IWAE_K, less the log evidence: minus Jensen's gap."""
-        return float(_STEP * np.sum(np.exp(-count * self._s) - np.exp(count * self._log_phi)))
+        return _STEP * np.sum(np.exp(-count * self._s) - np.exp(count * self._log_phi))
 
     def bias(self, count: int, order: int) -> float:
         """Of the jackknife: an average over all sets of K − j samples has the expectation of IWAE_{K−j}."""
-        return sum(c * self.iwae(count - j) for j, c in enumerate(coefficients(count, order)))
+        return float(sum(c * self.iwae(count - j) for j, c in enumerate(coefficients(count, order))))
 
     def slope(self, counts: Sequence[int], order: int) -> float:
         return float(np.polyfit(np.log(counts), [math.log(abs(self.bias(k, order))) for k in counts], 1)[0])
@@ -66,10 +68,11 @@ class Weights:
         return [first, 2 * first, 4 * first]
 
 
-def coefficients(count: int, order: int) -> list[float]:
+def coefficients(count: int, order: int) -> list[np.longdouble]:
     """c_j = (−1)^j (K − j)^m / ((m − j)! j!), written anew: iw.Jackknife's are what is checked."""
     return [
-        (-1) ** j * (count - j) ** order / (math.factorial(order - j) * math.factorial(j)) for j in range(order + 1)
+        np.longdouble((-1) ** j * (count - j) ** order) / (math.factorial(order - j) * math.factorial(j))
+        for j in range(order + 1)
     ]
 
 
@@ -89,12 +92,38 @@ def monte_carlo_z(weights: Weights, order: int, count: int = 8, draws: int = 100
     return (values.mean().item() - weights.bias(count, order)) / error
 
 
+def draw_figure(sides: dict[str, Weights], path: Path) -> None:
+    """|bias| against K, an axis for each distribution of weights."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    from iwbounds.plots.style import BLUE, GREEN, VERMILION, plain
+
+    figure, axes = pyplot.subplots(1, len(sides), figsize=(11, 4.2), layout="constrained")
+    for axis, (name, weights) in zip(axes, sides.items(), strict=True):
+        counts = np.unique(np.geomspace(4, 4 * weights.counts()[0], 30).astype(int)).tolist()
+        for order, colour, marker in zip(ORDERS, (BLUE, VERMILION, GREEN), "os^", strict=True):
+            bias = [abs(weights.bias(k, order)) for k in counts]
+            label = f"order {order}: slope {weights.slope(weights.counts(), order):.2f} at the end"
+            axis.loglog(counts, bias, marker + "-", color=colour, markersize=4, label=label)
+        plain(axis, f"Bias of the jackknife: {name}", "samples K", "|bias|, nats")
+        axis.xaxis.set_minor_formatter("")  # powers of ten alone: the others overlap
+        axis.legend(fontsize=9, frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=100)
+    pyplot.close(figure)
+    print(f"Figure: {path}")
+
+
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     found = parser(__doc__, "jackknife.json")
     found.add_argument("--data", choices=NAMES, default="digits")
-    found.add_argument("--epochs", type=int, help="default: 60 for the digits, else 20, which is Table 1's VAE")
+    found.add_argument("--epochs", type=int, help="default: 60 for the digits, else 20: the VAE of papers.table1")
     found.add_argument("--images", type=int, default=40)
     found.add_argument("--atoms", type=int, default=4000, help="log-weights of each image")
+    found.add_argument("--out", type=Path, default=Path("out") / "jackknife.png", help="where the figure goes")
     return found.parse_args(argv)
 
 
@@ -119,29 +148,32 @@ def main(argv: Sequence[str] | None = None) -> bool:
     options = parse(argv)
     torch.set_num_threads(options.threads)
     logn, images = lognormal(0.25), of_images(options)
-    # Beyond, an order of K^−3 is below what float64 leaves of a difference with coefficients of K²/2.
-    regular = [w for w in images if w.counts()[0] <= 1000]
-    slopes = {m: [w.slope(w.counts(), m) for w in regular] for m in ORDERS}
+    slopes = {m: [w.slope(w.counts(), m) for w in images] for m in ORDERS}
+    local = {m: float(np.median([w.slope((16, 32, 64), m) for w in images])) for m in ORDERS}
     rows = [
         [str(m), f"{logn.slope((16, 32, 64), m):.3f}", *(f"{np.quantile(slopes[m], q):.3f}" for q in (0.1, 0.5, 0.9))]
         for m in ORDERS
     ]
     print(table(["order", "LOGN(.25)", "images: 10 %", "median", "90 %"], rows))
     starts = np.quantile([w.counts()[0] for w in images], [0, 0.5, 1])
-    print(
-        f"{len(regular)} of {len(images)} images; 20 μ3/μ2, from where K counts: {starts.round()} (least, median, most)"
-    )
+    print(f"20 μ3/μ2, the first K: {starts.round()} (least, median, most of {len(images)} images)")
+    print("median slope between K = 16 and 64: " + ", ".join(f"order {m}: {s:.2f}" for m, s in local.items()))
     practical = {m: float(np.median([abs(w.bias(64, m)) for w in images])) for m in ORDERS}
     print("median |bias| at K = 64: " + ", ".join(f"order {m}: {b:.2e}" for m, b in practical.items()))
-    z = [monte_carlo_z(w, m) for w in (logn, regular[0]) for m in ORDERS]
+    middle = sorted(images, key=lambda w: w.third / w.variance)[len(images) // 2]
+    draw_figure({"lognormal weights, s² = 0.25": logn, f"a VAE's weights, {options.data}": middle}, options.out)
+    z = [monte_carlo_z(w, m) for w in (logn, images[0]) for m in ORDERS]
     keep(
         {
             options.data: {
-                "slopes": {str(m): [round(float(s), 4) for s in slopes[m]] for m in ORDERS},
+                "slopes_10_50_90_percent": {
+                    str(m): [round(float(np.quantile(slopes[m], q)), 4) for q in (0.1, 0.5, 0.9)] for m in ORDERS
+                },
                 "LOGN": {str(m): round(logn.slope((16, 32, 64), m), 4) for m in ORDERS},
                 "median_absolute_bias_at_64": practical,
                 "images": len(images),
-                "regular": len(regular),
+                "median_slopes_16_to_64": local,
+                "first_K": [float(k) for k in starts],
                 "atoms": options.atoms,
             }
         },
