@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from iwbounds.bounds import ELBO, IWAE, Bound, Direction
-from iwbounds.checks import Latents, check_latents, check_structure, check_whole_number, map_latents
+from iwbounds.checks import Latents, check_latents, check_structure, check_whole_number, latent_leaves, map_latents
 from iwbounds.engine.autograd import refuse_transforms
 from iwbounds.gradients import VIMCO, Coefficients, DReG, Gradient, Reparameterized, ScoreFunction
 from iwbounds.proposals import ExtendedProposal, LogJoint, Proposal, as_proposal
@@ -50,12 +50,15 @@ class Request:
 
     def draw(self, count: int) -> Latents:
         """``count`` samples, in the graph where the gradient follows a path through them or needs what they carry."""
-        follows = self.gradient.pathwise or self.proposal.carries or self._follows_parts
+        # What does not fit is drawn in the graph too: a point mass has no parameters in its log q, but in its point.
+        follows = self.gradient.pathwise or self.proposal.carries or self._follows_parts or self.unfit is not None
         try:
             with nullcontext() if follows else torch.no_grad():
                 latents = self.proposal.sample((count,))
         except NotImplementedError as error:
             raise TypeError(cannot(self.proposal, "be sampled", error)) from error
+        if self.unfit is not None and any(z.requires_grad for z in latent_leaves(latents)):
+            raise ValueError(self.unfit)
         return self.fixed(latents, count)
 
     def fixed(self, latents: Latents, count: int) -> Latents:
