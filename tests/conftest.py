@@ -9,12 +9,16 @@ ROOT = Path(__file__).parent
 SLOW = {
     ROOT / name
     for name in (
+        "assumptions/test_distribution_sweep.py",
+        "assumptions/test_pyro_sweep.py",
+        "assumptions/test_zuko_sweep.py",
         "bounds/test_orderings.py",
         "bounds/test_umlmc.py",
         "engine/test_kernels_in_engine.py",
         "engine/test_large_k.py",
         "engine/test_modes.py",
         "engine/test_redraws.py",
+        "evidence/test_certificates.py",
         "evidence/test_certify.py",
         "evidence/test_information.py",
         "evidence/test_sandwich.py",
@@ -23,6 +27,7 @@ SLOW = {
         "kernels/test_functions.py",
         "kernels/test_kernel_dispatch.py",
         "kernels/test_leave_one_out_kernel.py",
+        "proposals/test_hierarchical_chunks.py",
         "proposals/test_hierarchical_gradients.py",
         "test_exactness.py",
         "test_examples.py",
