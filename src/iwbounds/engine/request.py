@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from iwbounds.bounds import ELBO, IWAE, Bound, Direction
-from iwbounds.checks import Latents, check_latents, check_structure, check_whole_number, map_latents
+from iwbounds.checks import Latents, check_latents, check_structure, check_whole_number, latent_leaves, map_latents
 from iwbounds.engine.autograd import compiling, refuse_transforms
 from iwbounds.engine.ranks import BOUND, LEVEL, SHIFT, Ranks
 from iwbounds.gradients import VIMCO, Coefficients, DReG, Gradient, Reparameterized, ScoreFunction
@@ -61,14 +61,15 @@ class Request:
 
     def draw(self, count: int) -> Latents:
         """``count`` samples, in the graph where the gradient follows a path through them or needs what they carry."""
-        # Outside the graph where nothing follows it: a score-function gradient then keeps no activations of the
-        # sampler.
-        follows = self.gradient.pathwise or self.proposal.carries or self._follows_parts
+        # What does not fit is drawn in the graph too: a point mass has no parameters in its log q, but in its point.
+        follows = self.gradient.pathwise or self.proposal.carries or self._follows_parts or self.unfit is not None
         try:
             with nullcontext() if follows else torch.no_grad():
                 latents = self._sample(count)
         except NotImplementedError as error:
             raise TypeError(cannot(self.proposal, "be sampled", error)) from error
+        if self.unfit is not None and any(z.requires_grad for z in latent_leaves(latents)):
+            raise ValueError(self.unfit)
         return self.fixed(latents, count)
 
     def _sample(self, count: int) -> Latents:
