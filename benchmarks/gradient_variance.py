@@ -1,6 +1,6 @@
 """Total variance of the proposal's gradient: Reparameterized, DReG, and Controlled with the strengths it has learned.
 
-    python benchmarks/gradient_variance.py [--quick] [--targets targets.npz] [--figure out/variance.png] [--save NAME]
+    python benchmarks/gradient_variance.py [--quick] [--targets targets.npz] [--figure out/variance.png]
 
 Gaussians: N(0, I) from N(m, s²), with respect to m and s, over many data. A posterior: logistic regression on the sonar
 data (60 features and a constant, N(0, 1) prior; left out where the file is absent) from a full-covariance Gaussian, as
@@ -13,7 +13,6 @@ noise; ± is one standard error of the last column.
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -149,7 +148,7 @@ class Posterior:
 
     def train(self, count: int, steps: int, gradient: iw.Gradient) -> None:
         loc, factor = (t.clone().requires_grad_() for t in (self.loc, self.factor))
-        optimizer = torch.optim.Adam([loc, factor], lr=0.01)
+        optimizer = torch.optim.Adam([loc, factor], lr=0.001)
         for _ in range(steps):
             optimizer.zero_grad()
             q = self.proposal(loc, factor)
@@ -237,16 +236,20 @@ def step_time(repeats: int) -> str:
     )
 
 
-def rows_of(quick: bool, targets: Path) -> Iterator[Row]:
+def rows_of(quick: bool, only: str, targets: Path) -> Iterator[Row]:
     data, repeats, stages = (1_000, 40, [20, 200]) if quick else (8_000, 200, [20, 200, 1000, 3000])
     for case in [(*case, 8) for case in DECADES] + FEW:
-        yield gaussian(*case, data)
+        if only in "gaussians":
+            yield gaussian(*case, data)
     for count in (8, 64):
-        if targets.exists():
+        if only not in "posterior":
+            pass
+        elif targets.exists():
             yield from posterior(targets, count, [0, 200] if quick else [0, 200, 1000, 3000], 2 * repeats)
         elif count == 8:
             print(f"sonar posterior left out: {targets} is absent (--targets)")
-        yield from vae(count, stages, repeats)
+        if only in "vae":
+            yield from vae(count, stages, repeats)
 
 
 def plot(rows: list[Row], path: Path) -> None:
@@ -272,38 +275,26 @@ def plot(rows: list[Row], path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
-def save(rows: list[Row], name: str, said: str) -> Path:
-    """A table under benchmarks/results."""
-    date = datetime.datetime.now(datetime.UTC).date()
-    path = Path(__file__).parent / "results" / f"{date}-gradient-variance-{name}.md"
-    lines = [f"# {date}, {name}, torch {torch.__version__.split('+')[0]}, float32", "", said, ""]
-    lines += ["| " + " | ".join(cells) + " |" for cells in [HEADER, ["---"] * len(HEADER), *(r.cells() for r in rows)]]
-    path.write_text("\n".join(lines) + "\n")
-    return path
-
-
 HEADER = ["case", "K", PLAIN, DOUBLY, MINE, "λ", "÷ the lesser"]
 
 
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer data, repeats and steps: about a minute")
+    parser.add_argument("--only", choices=["gaussians", "posterior", "vae"], default="")
     parser.add_argument("--targets", type=Path, default=Path("shared/data/targets.npz"))
     parser.add_argument("--figure", type=Path)
-    parser.add_argument("--save", metavar="NAME", help="write benchmarks/results/DATE-gradient-variance-NAME.md")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     check()
     rows = []
-    for row in rows_of(options.quick, options.targets):
+    for row in rows_of(options.quick, options.only, options.targets):
         rows.append(row)
         print("  ".join(row.cells()), flush=True)
     said = step_time(options.repeats or (5 if options.quick else 25))
     print(table(HEADER, [row.cells() for row in rows]), said, sep="\n")
     if options.figure:
         plot(rows, options.figure)
-    if options.save:
-        print(save(rows, options.save, said))
 
 
 if __name__ == "__main__":
