@@ -6,7 +6,14 @@ import re
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
-PAGES = ["README.md", "docs/architecture.md", "docs/bounds.md", "docs/evidence.md", "docs/large_k.md"]
+PAGES = [
+    "README.md",
+    "docs/architecture.md",
+    "docs/bounds.md",
+    "docs/distributed.md",
+    "docs/evidence.md",
+    "docs/large_k.md",
+]
 
 
 def blocks(page):
