@@ -18,6 +18,8 @@ SLOW = {
         "assumptions/test_zuko_sweep.py",
         "bounds/test_orderings.py",
         "bounds/test_umlmc.py",
+        "distributed/test_sharded_data.py",
+        "distributed/test_sharded_samples.py",
         "engine/test_kernels_in_engine.py",
         "engine/test_large_k.py",
         "engine/test_modes.py",

@@ -12,6 +12,7 @@ PAGES = [
     "docs/architecture.md",
     "docs/bounds.md",
     "docs/controlled.md",
+    "docs/distributed.md",
     "docs/evidence.md",
     "docs/large_k.md",
 ]
