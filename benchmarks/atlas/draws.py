@@ -84,7 +84,7 @@ def candidates(draws: Tensor) -> Iterator[tuple[str, iw.Proposal]]:
     yield "Gaussian", iw.Proposal(gaussian.sample, gaussian.log_prob, False)
     for df in (5.0, 15.0):
         yield f"t, {df:.0f} degrees", student(mean, factor, df)
-    for parts in (4, 16, 48):
+    for parts in (4, 16):
         # A component has d (d + 3)/2 numbers; with fewer than five draws for each, it fits the chain, not its target.
         if len(draws) > 5 * parts * len(mean) * (len(mean) + 3) / 2:
             yield f"{parts} Gaussians and a t", mixture(draws, parts, student(mean, 1.2 * factor, 5.0))
@@ -133,8 +133,14 @@ def mixture(draws: Tensor, parts: int, wide: iw.Proposal, share: float = 0.05) -
     mixed = fitted_mixture(draws, parts)
     chosen = torch.distributions.Bernoulli(torch.tensor(share).double())
 
+    parts_of = mixed.component_distribution
+
     def sample(shape: tuple[int]) -> Tensor:
-        return torch.where(chosen.sample(shape).bool().unsqueeze(-1), wide.sample(shape), mixed.sample(shape))
+        # torch's own mixture draws from every component, and keeps one.
+        index = mixed.mixture_distribution.sample(shape)
+        noise = torch.randn(*shape, parts_of.event_shape[0], 1, dtype=torch.float64)
+        inside = parts_of.loc[index] + (parts_of.scale_tril[index] @ noise).squeeze(-1)
+        return torch.where(chosen.sample(shape).bool().unsqueeze(-1), wide.sample(shape), inside)
 
     def log_prob(z: Tensor) -> Tensor:
         return torch.logaddexp(mixed.log_prob(z) + math.log1p(-share), wide.log_prob(z) + math.log(share))
@@ -142,7 +148,7 @@ def mixture(draws: Tensor, parts: int, wide: iw.Proposal, share: float = 0.05) -
     return iw.Proposal(sample, log_prob, reparameterized=False)
 
 
-def fitted_mixture(draws: Tensor, parts: int, steps: int = 60) -> MixtureSameFamily:
+def fitted_mixture(draws: Tensor, parts: int, steps: int = 30) -> MixtureSameFamily:
     """Started from nearest neighbours of random draws."""
     whole = covariance(draws)
     white = torch.linalg.solve_triangular(cholesky(whole), (draws - draws.mean(0)).T, upper=False).T

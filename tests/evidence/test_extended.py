@@ -98,6 +98,8 @@ def test_expectations_are_of_z_and_within_four_standard_errors(make):
             assert ((mean - value).abs() < 4.5 * errors).all()  # 40 of them: 3e-4
         else:
             assert errors.isnan().all()
+            kept = iw.estimate(MODEL.log_joint, make(2), num_samples=30, keep_samples=True)
+            assert kept.expectation(lambda z: z).standard_error.isnan().all()
 
 
 def test_what_cannot_complete_a_posterior_draw_says_so():

@@ -127,7 +127,7 @@ def certify(
             bar.advance(look * per_call - bar.done, f"gap {(found[0] - found[1]).max().item():.3f}")
             if reached or look == most:
                 return CertifiedEvidence(*found, look * per_call, reached, tolerance, confidence)
-            look = min(most, int(_GROWTH * look) + 1)
+            look = min(most, int(_GROWTH * look))
 
 
 def _check(tolerance: float, max_samples: int, chunk_size: int | None, per_call: int) -> None:

@@ -20,7 +20,7 @@ from iwbounds.checks import Latents, latent_leaves, map_latents
 from iwbounds.diagnostics import tail_size
 from iwbounds.evidence.weighted import Weighted
 from iwbounds.logspace.mean import finite_or_zero
-from iwbounds.posterior import Expectation, check_values, expanded, pareto_smoothed_tail, take_samples
+from iwbounds.posterior import Expectation, check_values, expanded, pareto_smoothed_tail, take_samples, without_error
 from iwbounds.proposals import ExtendedProposal, LogJoint, Proposal
 
 __all__ = ["posterior_expectation"]
@@ -85,10 +85,7 @@ def posterior_expectation(
         for chunk in weighted.chunks(block, chunk_size):
             state.add(weighted.log_weights(chunk), f(weighted.visible(chunk)))
     found = state.result()
-    if weighted.proposal.independent:
-        return found
-    # The formula would take every draw for new information; a number that is wrong is worse than none.
-    return found._replace(standard_error=map_latents(lambda e: torch.full_like(e, torch.nan), found.standard_error))
+    return found if weighted.proposal.independent else without_error(found)
 
 
 @dataclass
