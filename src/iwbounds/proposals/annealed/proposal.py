@@ -23,6 +23,7 @@ from iwbounds.proposals.annealed.schedule import Schedule, betas_of
 from iwbounds.proposals.annealed.transition import Path, Transition
 from iwbounds.proposals.base import ExtendedProposal, LogJoint, Proposal
 from iwbounds.proposals.distributions import as_proposal
+from iwbounds.proposals.hierarchical.model import outside_checkpoints
 
 __all__ = ["AnnealedProposal"]
 
@@ -43,6 +44,10 @@ class AnnealedProposal(ExtendedProposal):
     those of q, δ, β and the network inside the backward kernels. Parameters of the model sit in the proposal too, so
     ``proposal_bound`` and the wake updates are refused: they would treat the two apart. Metropolis steps
     (:class:`HMC`) have no gradient.
+
+    Memory: that of one state for values; for gradients that of the whole path. :func:`iwbounds.accumulate` with few
+    live samples draws paths in blocks of 16 or more, twice, and holds the graph of one block;
+    ``estimate(chunk_size=…)`` keeps the graph of all.
 
     Warm start: first fit ``initial`` alone by the ELBO, then train the whole chain from there.
 
@@ -93,11 +98,18 @@ class AnnealedProposal(ExtendedProposal):
                 "trace into one graph. Compile the model's modules instead."
             )
         bridge = self._bridge(log_joint)
+
+        def sample(shape: tuple[int]) -> Path:
+            # Slopes are taken inside: under a checkpoint, each would make all the chain before it anew.
+            with outside_checkpoints():
+                return self.transition.forward(bridge, shape[0])
+
         proposal = Proposal(
-            lambda shape: self.transition.forward(bridge, shape[0]),
+            sample,
             _log_prob,
             Path(None, self.has_rsample, None, None),
             self.name,
+            self._paths_per_call(),
             independent=self._initial.independent,
             total_derivative_only=self.transition.total_derivative_only,
             # Of Metropolis steps nothing is differentiated but the model at the last state, apart from all else.
@@ -106,6 +118,11 @@ class AnnealedProposal(ExtendedProposal):
             visible=_last_state,
         )
         return _log_joint, proposal
+
+    def _paths_per_call(self) -> int | None:
+        """As many paths as have the elements that the initial proposal draws in one call."""
+        of_start = self._initial.samples_per_call
+        return None if of_start is None else max(16, of_start // (self.num_steps + 1) // 16 * 16)
 
     def posterior_log_weights(self, log_joint: LogJoint, z: Latents) -> Tensor:
         """Log-weights of paths that are run backwards from draws z of p(z | x): see :func:`iwbounds.upper_bound`."""
