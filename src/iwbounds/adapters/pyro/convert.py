@@ -44,8 +44,8 @@ def from_pyro(
 
     Args:
         model: a Pyro model; ``model(*args, **kwargs)`` is run with every latent site set.
-        guide: its guide: written by hand, ``AutoNormal``, any ``AutoContinuous``, or an ``AutoGuideList`` of these. Each
-            of its sites has a density.
+        guide: its guide: written by hand, ``AutoNormal``, any ``AutoContinuous``, or an ``AutoGuideList`` of these.
+            Each of its sites has a density.
         args: what both are called with. In ``iw.evaluate``, ``lambda x: from_pyro(model, guide, x)`` is the model.
         vectorize: run them for all samples at once, behind one more plate to the left of yours; axes of data are then
             to be counted from the right. False: once for each sample, for a model that cannot take that plate (a
