@@ -460,6 +460,47 @@ class TestGuides:
         assert set(z) == {"scale", "p", "weights"}
         assert torch.isfinite(log_joint(z) - q.log_prob(z)).all()
 
+    def test_an_automatic_guide_beside_a_discrete_site_by_hand(self):
+        """The density is that of both; the gradient has the score of the one, and the path through the other."""
+        logits = torch.tensor([0.3, -0.4, 0.1], requires_grad=True)
+
+        def model():
+            c = pyro.sample("c", dist.Categorical(torch.ones(3)))
+            scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
+            loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(loc + c, scale), obs=torch.tensor(0.7))
+
+        guide = pyro.infer.autoguide.AutoGuideList(model)
+        guide.append(lambda: {"c": pyro.sample("c", dist.Categorical(logits=logits))})
+        guide.append(pyro.infer.autoguide.AutoDiagonalNormal(poutine.block(model, hide=["c"]), init_scale=0.5))
+        log_joint, q = from_pyro(model, guide)
+        assert q.reparameterized == {"c": False, "scale": True, "loc": True}
+        automatic = guide[1]
+
+        def log_q(z):
+            u = torch.stack([z["scale"].log(), z["loc"]], -1)
+            continuous = torch.distributions.Normal(automatic.loc, automatic.scale).log_prob(u).sum(-1)
+            return {
+                "c": logits.log_softmax(0)[z["c"]],
+                "scale": continuous - z["scale"].log(),
+                "loc": torch.zeros_like(continuous),
+            }
+
+        by_hand, found = iw.Proposal(q.sample, log_q, reparameterized=q.reparameterized), []
+        for proposal in (q, by_hand):
+            torch.manual_seed(1)
+            value = iw.estimate(log_joint, proposal, num_samples=4).value
+            found.append(gradients(value, [logits, *guide.parameters()]))
+        assert min(g.abs().max() for g in found[1]) > 1e-3
+        torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
+
+    def test_a_point_beside_an_automatic_guide_is_refused(self):
+        guide = pyro.infer.autoguide.AutoGuideList(self.model)
+        guide.append(pyro.infer.autoguide.AutoNormal(poutine.block(self.model, hide=["p"])))
+        guide.append(pyro.infer.autoguide.AutoDelta(poutine.block(self.model, expose=["p"])))
+        with pytest.raises(TypeError, match=r"\['p'\] are points"):
+            from_pyro(self.model, guide)
+
     def test_params_of_the_store_train(self):
         def guide():
             loc = pyro.param("loc", torch.tensor(3.0))

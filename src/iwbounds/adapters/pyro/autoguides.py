@@ -9,29 +9,40 @@ densities then add up to log q(u) + log |∂T⁻¹/∂z| = log q(z).
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from iwbounds.adapters.optional import optional
 
-__all__ = ["Pack", "pack_for"]
+__all__ = ["Automatic", "automatic_sites"]
 
 Pack: TypeAlias = Callable[[dict[str, Tensor], tuple[int, ...]], dict[str, Tensor]]
-"""From values in Pyro's layout, and the shape in front of a flat vector of all, to values of auxiliary sites."""
+
+
+class Automatic(NamedTuple):
+    """The latent sites that automatic guides draw, and how."""
+
+    latents: frozenset[str]
+    """Given as points by the guide, made of its auxiliary sites. What else there is, it draws from a distribution."""
+    pack: Pack
+    """From values of these in Pyro's layout, and the shape in front of a flat vector, to those of auxiliary sites."""
+
 
 _SUFFIX = "_unconstrained"
 
 
-def pack_for(guide: Any, auxiliary: list[str], latent: dict[str, Any]) -> Pack:
-    """What sets the auxiliary sites of an automatic guide from the values of the ``latent`` sites of the model.
+def automatic_sites(guide: Any, auxiliary: list[str], latent: dict[str, Any]) -> Automatic:
+    """What sets the auxiliary sites of automatic guides from the values of the ``latent`` sites of the model.
 
     Raises:
         TypeError: auxiliary sites that no automatic guide is known to have drawn.
     """
     flat = {name: found for name in auxiliary if (found := _flat_guide(guide, name)) is not None}
     single = {name: name.removesuffix(_SUFFIX) for name in auxiliary if name not in flat}
+    # Their own prototypes, in whose order they take their vectors apart.
+    prototypes = {name: dict(auto.prototype_trace.iter_stochastic_nodes()) for name, auto in flat.items()}
     unknown = [name for name, of in single.items() if of not in latent or not name.endswith(_SUFFIX)]
     if unknown:
         raise TypeError(
@@ -42,14 +53,12 @@ def pack_for(guide: Any, auxiliary: list[str], latent: dict[str, Any]) -> Pack:
 
     def pack(values: dict[str, Tensor], lead: tuple[int, ...]) -> dict[str, Tensor]:
         packed = {name: _unconstrained(latent[of], values[of]) for name, of in single.items()}
-        for name, auto in flat.items():
-            # In the order of the prototype, which is that in which the guide takes its vector apart.
-            sites = dict(auto.prototype_trace.iter_stochastic_nodes())
+        for name, sites in prototypes.items():
             parts = [_unconstrained(site, values[of]).reshape(*lead, -1) for of, site in sites.items()]
             packed[name] = torch.cat(parts, -1)
         return packed
 
-    return pack
+    return Automatic(frozenset(single.values()).union(*prototypes.values()), pack)
 
 
 def _flat_guide(guide: Any, name: str) -> Any:

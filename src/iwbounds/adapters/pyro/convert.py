@@ -44,7 +44,8 @@ def from_pyro(
 
     Args:
         model: a Pyro model; ``model(*args, **kwargs)`` is run with every latent site set.
-        guide: its guide: written by hand, ``AutoNormal``, or any ``AutoContinuous``. Each of its sites has a density.
+        guide: its guide: written by hand, ``AutoNormal``, any ``AutoContinuous``, or an ``AutoGuideList`` of these.
+            Each of its sites has a density.
         args: what both are called with. In ``iw.evaluate``, ``lambda x: from_pyro(model, guide, x)`` is the model.
         vectorize: run them for all samples at once, behind one more plate to the left of yours; axes of data are then
             to be counted from the right. False: once for each sample, for a model that cannot take that plate (a
@@ -106,8 +107,17 @@ class _Runner:
 
     def log_prob(self, guide: Callable[..., Any], latents: dict[str, Tensor]) -> Any:
         """log q, one tensor for each site where some have a path and others have none."""
-        densities = self.densities(guide, self.values(latents), packed=self.structure.pack is not None)
-        return densities if isinstance(self.structure.reparameterized, dict) else _sum(densities)
+        densities = self.densities(guide, self.values(latents), packed=True)
+        if not isinstance(self.structure.reparameterized, dict):
+            return _sum(densities)
+        automatic = self.structure.automatic.latents
+        parts = {name: densities.pop(name) for name in self.structure.layouts if name not in automatic}
+        # Automatic guides may draw several sites as one vector. All have a path, and parts with one are added up: so
+        # that the first may stand for all of them.
+        for name in sorted(automatic):
+            parts[name] = _sum(densities) if densities else torch.zeros_like(next(iter(parts.values())))
+            densities = {}
+        return parts
 
     def values(self, latents: dict[str, Tensor]) -> dict[str, Tensor]:
         """``latents``, known to be those of the model: its own sites, each of its own shape."""
@@ -138,8 +148,11 @@ class _Runner:
         values = {
             name: layout.inward(latents[name], vectorized, nesting) for name, layout in self.structure.layouts.items()
         }
-        if packed and self.structure.pack is not None:
-            values = self.structure.pack(values, () if count is None else (count,) + (1,) * nesting)
+        if packed:
+            automatic = self.structure.automatic
+            auxiliary = automatic.pack(values, () if count is None else (count,) + (1,) * nesting)
+            # Points are left to the guide, which makes them, and their density, of its auxiliary sites.
+            values = {name: z for name, z in values.items() if name not in automatic.latents} | auxiliary
         trace = self._trace(run, values, count)
         return {name: self.structure.log_density(site, count) for name, site in contributing(trace)}
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from iwbounds.adapters.optional import optional
-from iwbounds.adapters.pyro.autoguides import Pack, pack_for
+from iwbounds.adapters.pyro.autoguides import Automatic, automatic_sites
 from iwbounds.proposals.distributions import has_moving_support, has_path
 
 __all__ = ["Layout", "Structure", "contributing", "inspect"]
@@ -84,8 +84,8 @@ class Structure:
     """The indices that subsampled plates have drawn: the mini-batch, which every later run must see again."""
     reparameterized: dict[str, bool] | bool
     fixed_support: bool
-    pack: Pack | None
-    """From the values of latent sites to those of an automatic guide's auxiliary sites; None for other guides."""
+    automatic: Automatic
+    """What of the latents automatic guides draw; nothing, for other guides."""
 
     @property
     def batch_shape(self) -> tuple[int, ...]:
@@ -138,20 +138,22 @@ def inspect(model: Run, guide: Run, args: Any, kwargs: Any, scaled_likelihood: b
     latent = [name for name, site in p.items() if not site["is_observed"]]
     auxiliary = [name for name, site in q.items() if site["infer"].get("is_auxiliary") and name not in p]
     _check_sites(latent, q, auxiliary)
+    automatic = automatic_sites(guide, auxiliary, {name: p[name] for name in latent})
+    _check_points([name for name in latent if name not in automatic.latents and _is_point(q[name]["fn"])])
     batch = _batch(p, q)
     dims = tuple(dim for _, dim in batch)
-    own = [q[name] for name in (auxiliary or latent)]
-    paths = {name: has_path(q[name]["fn"]) for name in (auxiliary or latent)}
-    pack = pack_for(guide, auxiliary, {name: p[name] for name in latent}) if auxiliary else None
+    drawn_from = [q[name]["fn"] for name in [*auxiliary, *latent] if name not in automatic.latents]
+    # An automatic guide's auxiliary sites are Gaussians, or flows of them, and its maps are smooth.
+    paths = {name: name in automatic.latents or has_path(q[name]["fn"]) for name in latent}
     structure = Structure(
         {name: Layout(tuple(q[name]["value"].shape), q[name]["fn"].event_dim, dims) for name in latent},
         max((-frame.dim for site in [*p.values(), *q.values()] for frame in _plates(site)), default=0),
         batch,
         {name: node["value"] for trace in (scored, drawn) for name, node in _subsamples(trace)},
         # One boolean where it can be had: the engine then need not keep the parts' densities apart.
-        all(paths.values()) if auxiliary or len(set(paths.values())) == 1 else paths,
-        not any(has_moving_support(site["fn"]) for site in own),
-        pack,
+        all(paths.values()) if len(set(paths.values())) == 1 else paths,
+        not any(map(has_moving_support, drawn_from)),
+        automatic,
     )
     _check_scales(structure, p, q, scaled_likelihood)
     for site in [*q.values(), *p.values()]:
@@ -202,7 +204,9 @@ def _check_sites(latent: list[str], q: dict[str, Any], auxiliary: list[str]) -> 
             f"expected the guide to have no sites but the model's latent ones, {latent}; got {observed or other} too. "
             "Take observations and pyro.factor out of it; for auxiliary variables, use iwbounds.HierarchicalProposal."
         )
-    points = [name for name in latent if not auxiliary and _is_point(q[name]["fn"])]
+
+
+def _check_points(points: list[str]) -> None:
     if points:
         raise TypeError(
             f"expected sites with a density in the guide; {points} are points (Delta), and a density at a point is no "
