@@ -43,12 +43,12 @@ def title_of(name: str) -> str:
 
 def example_page(script: str, summary: str, text: str) -> str:
     """What the README says of the script, then the script."""
-    text = text.replace("](../docs/", "](../")
     title = title_of(script.removesuffix(".py"))
-    return (
+    page = (
         f"# {title}\n\n{summary[0].upper()}{summary[1:]}.\n\n{text.strip()}\n\n## The script\n\n"
         f"`python examples/{script}`\n\n```{{literalinclude}} ../../examples/{script}\n:language: python\n```\n"
     )
+    return page.replace("](../docs/", "](../")
 
 
 def card(script: str, summary: str, text: str) -> str:
@@ -56,7 +56,7 @@ def card(script: str, summary: str, text: str) -> str:
     name = script.removesuffix(".py")
     figure = re.search(r"\]\((\.\./docs/figures/[\w.-]+\.png)\)", text)
     image = f":img-top: {figure[1].replace('../docs/', '../')}\n" if figure else ""
-    told = summary[0].upper() + summary[1:]
+    told = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", summary[0].upper() + summary[1:])  # the card is a link itself
     return f":::{{grid-item-card}} {title_of(name)}\n:link: {name}\n:link-type: doc\n{image}\n{told}.\n:::\n"
 
 

@@ -32,9 +32,17 @@ def without_empty_patterns(text: str, folder: Path) -> str:
     return "".join(line for line in lines if not PATTERN.fullmatch(line) or any(folder.glob(line.strip() + ".md")))
 
 
+def with_the_rest(text: str, folder: Path) -> str:
+    """A line of a toctree that is `*` alone stands for the pages of the folder that no other line names."""
+    entries = re.findall(r"^[\w/]+\*?$", text, re.MULTILINE)
+    named = {"index"} | {page.stem for entry in entries for page in folder.glob(f"{entry}.md")}
+    rest = sorted({page.stem for page in folder.glob("*.md")} - named)
+    return re.sub(r"^\*\n", "".join(f"{page}\n" for page in rest), text, flags=re.MULTILINE)
+
+
 def on_source_read(app: Sphinx, docname: str, content: list[str]) -> None:
     folder = (Path(app.srcdir) / docname).parent
-    content[0] = without_empty_patterns(rewritten(content[0], folder), folder)
+    content[0] = without_empty_patterns(with_the_rest(rewritten(content[0], folder), folder), folder)
 
 
 def on_include_read(app: Sphinx, path: Path, _parent: str, content: list[str]) -> None:
