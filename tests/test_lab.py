@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import re
 import sys
 import types
 from pathlib import Path
@@ -113,3 +114,14 @@ def test_torchvision_is_asked_to_download_and_gives_the_images_of_an_archive(loa
     assert torch.equal(ours.test, theirs.test)
     assert ours.train.shape == (7, 784)
     assert ours.test.shape == (3, 784)
+
+
+def test_the_page_of_the_lab_runs_as_written_and_shows_what_exists():
+    page = (EXAMPLES.parent / "docs" / "lab.md").read_text()
+    namespace = {"__name__": "lab page"}
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(compile(block, "docs/lab.md", "exec"), namespace)
+    for name in ("lab.md", "papers.md"):
+        text = (EXAMPLES.parent / "docs" / name).read_text()
+        for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", text):
+            assert target.startswith("http") or (EXAMPLES.parent / "docs" / target).exists(), (name, target)

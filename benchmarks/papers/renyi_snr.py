@@ -1,4 +1,4 @@
-"""Signal-to-noise of the VR-IWAE bound's gradients: Daudel, Benton, Shi and Doucet (2023), arXiv:2210.06226, theorem 1.
+"""Signal-to-noise of the VR-IWAE bound's gradients: Daudel, Benton, Shi and Doucet (2023), arXiv:2210.06226.
 
     PYTHONPATH=benchmarks python -m papers.renyi_snr             # a minute
     PYTHONPATH=benchmarks python -m papers.renyi_snr --full      # 64 times the replications

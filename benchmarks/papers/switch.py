@@ -30,9 +30,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     found = parser(__doc__, "table2.json")
     found.add_argument("--full", action="store_true", help="the paper's schedule, and one more stage after the switch")
     found.add_argument("--data", choices=NAMES, default="digits")
-    found.add_argument("--samples", type=int, default=50, help="K of the IWAE")
+    found.add_argument("--samples", type=int, help="K of the IWAE; default: 20, or 50 with --full")
     found.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    found.add_argument("--epochs", type=int, help="before the switch; default: 60 for the digits, else 20")
+    found.add_argument("--epochs", type=int, help="before the switch; default: 40 for the digits, else 20")
     found.add_argument("--more-epochs", type=int, help="after it; default: as many as before")
     found.add_argument(
         "--max-seconds", type=float, default=float("inf"), help="of training in this visit, for each run"
@@ -45,7 +45,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def settings_of(options: argparse.Namespace, first: str, then: str, seed: int) -> Settings:
     small = options.data == "digits"
-    epochs = options.epochs or (60 if small else 20)
+    epochs = options.epochs or (40 if small else 20)
     # The digits are few: their epoch has 14 steps, and larger ones do no harm.
     steps = (4e-3, 4e-4) if small else (1e-3, 1e-4)
     before = paper_rates() if options.full else short_rates(epochs, *steps)
@@ -53,7 +53,7 @@ def settings_of(options: argparse.Namespace, first: str, then: str, seed: int) -
     return Settings(
         options.data,
         first,
-        options.samples,
+        options.samples or (50 if options.full else 20),
         seed=seed,
         batch_size=20 if options.full else 100,
         rates=before,

@@ -39,6 +39,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     found.add_argument("--evaluation-samples", type=int, help="default: 1000, or 5000 with --full")
     found.add_argument("--test-images", type=int, help="default: 1000, or 10 000 with --full")
     found.add_argument("--hidden", type=int, default=200)
+    found.add_argument("--epsilon", type=float, default=1e-4, help="of Adam: the paper's")
     found.add_argument("--latent", type=int, default=50)
     return found.parse_args(argv)
 
@@ -61,6 +62,7 @@ def runs(options: argparse.Namespace) -> list[Settings]:
             rates=paper_rates(options.stages) if options.full else short_rates(options.epochs),
             hidden=options.hidden,
             latent=options.latent,
+            epsilon=options.epsilon,
         )
         for seed in options.seeds
         for name, count in pairs

@@ -47,6 +47,8 @@ class Settings:
     then_rates: tuple[tuple[int, float], ...] = ()
     hidden: int = 200
     latent: int = 50
+    epsilon: float = 1e-4
+    """Adam's, the paper's; torch's 1e-8 takes larger steps where gradients are small."""
 
     @property
     def name(self) -> str:
@@ -94,7 +96,7 @@ class State:
     def begin(cls, settings: Settings, data: Data) -> State:
         with forked_rng(derived_seed(settings.seed, "parameters")):
             model = MODELS[settings.layers](data.train.mean(0), settings.hidden, settings.latent)
-        return cls(settings, model, _optimizer(model), [])
+        return cls(settings, model, _optimizer(model, settings.epsilon), [])
 
     def save(self, path: Path) -> None:
         """Written beside and renamed: an interruption leaves the old checkpoint, never half of one."""
@@ -119,9 +121,8 @@ class State:
         self.curve, self.seconds = found["curve"], found["seconds"]
 
 
-def _optimizer(model: torch.nn.Module) -> torch.optim.Optimizer:
-    # ε = 1e-4 is the paper's; torch's 1e-8 takes larger steps where gradients are small.
-    return torch.optim.Adam(model.parameters(), lr=1e-3, eps=1e-4)
+def _optimizer(model: torch.nn.Module, epsilon: float) -> torch.optim.Optimizer:
+    return torch.optim.Adam(model.parameters(), lr=1e-3, eps=epsilon)
 
 
 def train(settings: Settings, data: Data, folder: Path, max_seconds: float = float("inf")) -> State:
@@ -140,7 +141,7 @@ def train(settings: Settings, data: Data, folder: Path, max_seconds: float = flo
         if settings.then is not None and epoch == settings.epochs_before_switch:
             # Moments of one objective's gradients say nothing of another's. The control that goes on with the same
             # objective loses them too, so that it differs in the objective alone.
-            state.optimizer = _optimizer(state.model)
+            state.optimizer = _optimizer(state.model, settings.epsilon)
         state.curve.append(_epoch(state, data, *plan[epoch], epoch))
         state.seconds += time.monotonic() - begin
         bar.set_postfix(bound=f"{state.curve[-1]:.2f}")
