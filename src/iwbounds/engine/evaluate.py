@@ -153,6 +153,7 @@ def _with_prior_path(request: Request, latents: Latents) -> Evaluated:
     """
     joint, proposal = request.log_joint, request.proposal
     assert isinstance(joint, PriorAndLikelihood), "checked with the arguments"
+    # Cut from the graph: the slopes of prior and proposal are partial, and must not run on through z1 → z2.
     copies = cut(latents)
     log_q = _log_q(request, copies, proposal.fixed_log_prob)
     # At copies every density requires grad; whether the proposal is trained is seen at samples that do not.
@@ -166,11 +167,14 @@ def _with_prior_path(request: Request, latents: Latents) -> Evaluated:
 
     def channels(coefficients: Coefficients) -> Channels:
         a, b, _ = _three(coefficients)
+        # Behind a gate the likelihood's slope need not be known: the gate divides it between latents and prior.
         rest = [] if request.gate else [slopes_at(likelihood, copies, keep_graph=True)]
         slopes = _PriorSlopes(slopes_at(log_q, copies), [slopes_at(p, copies, True) for p in log_priors], rest)
         found: list[Channel] = [(with_ratio(likelihood, companions, a, b), a)]
         for place, (z, other) in enumerate(zip(latent_leaves(latents), latent_leaves(others), strict=True)):
             path = slopes.path(place, b)
+            # h ∂ log w + c ∂(log q − log p_η): what the log-joint but this prior would send times a, less what the path
+            # got.
             found += [(z, path), (other, None if other is None else slopes.beside(place, a) - path)]
         return found
 

@@ -104,6 +104,7 @@ def _stated_chart(support: Any) -> Transform | None:
     """The chart of a torch support; None where torch states none, or where only the draws can say."""
     while hasattr(support, "base_constraint"):  # independent(…), and the support of a mixture
         support = support.base_constraint
+    # No chart is stated: the draws must say whether the support is all numbers or one period.
     if support is None or support in (constraints.real, constraints.real_vector):
         return None  # it may yet be periodic: VonMises calls its support real
     if support is constraints.simplex:
@@ -282,6 +283,7 @@ class Coordinates:
             other = log_proposal(self._proposal, replaced(reference, self._continuous, parts))
         except ContractError:
             return False
+        # Coarsely compared: an angle moved by 2π loses a few digits of its sine.
         here = log_proposal(self._proposal, reference)
         return bool(torch.isclose(here, other, rtol=1e-3, atol=1e-3).all())
 
@@ -299,6 +301,7 @@ class Coordinates:
 
     def _latents(self, at: Tensor, latents: Latents) -> tuple[Latents, Tensor]:
         """``latents`` moved to the points; those that torch's validation would refuse are left where they are."""
+        # Back to the chart's coordinates, then through it, then rounded to the latents' own dtype.
         moved, own = at * self._scale + self._location, self._parts(latents)
         pieces = moved.split(self._sizes, -1)  # type: ignore[no-untyped-call]
         parts = [
@@ -307,6 +310,7 @@ class Coordinates:
         ]
         valid = torch.ones(at.shape[:-1], dtype=torch.bool, device=at.device)
         if self._support is not None:
+            # torch's validation would raise for the whole batch where one rounded point lies outside.
             valid = self._support.check(parts[0]).reshape(*valid.shape, -1).all(-1)
             mask = valid.reshape(*valid.shape, *[1] * (parts[0].ndim - valid.ndim))
             parts = [torch.where(mask, parts[0], own[0])]

@@ -96,12 +96,14 @@ def check_contract(
     if K < 2:
         raise ValueError(f"expected K of at least 2, to tell samples apart; got {K}.")
     check_alpha(alpha)
+    # Before anything is called, so that a call in place shows.
     kept = map_latents(_copy, x)
     drawn = with_density(proposal)
     states = _Modules(log_joint, drawn.sample, drawn.log_prob)
     with forked_rng(seed):
         with torch.no_grad():
             _check_values(log_joint, drawn, K, x)
+        # After the calls: whatever they did to the data or to buffers is there to be seen.
         _check_unchanged(x, kept)
         states.check()
         _check_statistics(proposal, drawn, alpha)
@@ -120,6 +122,7 @@ def _check_values(log_joint: LogJoint, proposal: Proposal, count: int, x: Any) -
     _check_density("log_joint", lambda z: called(log_joint, z), proposal, count)
     if not proposal.needs_own_samples:
         _check_density(PROPOSAL, lambda z: log_proposal(proposal, z), proposal, count)
+    # Three draws rarely reach a boundary; sixty-four see most supports that are too large.
     log_p, log_q = densities(log_joint, proposal, proposal.sample((_SUPPORT_DRAWS,)))
     _check_finite(PROPOSAL, log_q)
     _check_finite("log_joint", log_p)
