@@ -38,6 +38,7 @@ class PosteriorDraws(NamedTuple):
         first, second = {}, {}
         for name, x in self.samples.items():
             by_chain = x.reshape(self.chains, -1, *x.shape[1:])
+            # Every chain is halved, not the chains divided: a chain that is stuck must show in both halves.
             middle = by_chain.shape[1] // 2
             first[name], second[name] = by_chain[:, :middle].flatten(0, 1), by_chain[:, middle:].flatten(0, 1)
         return PosteriorDraws(first, self.chains), PosteriorDraws(second, self.chains)
@@ -75,6 +76,7 @@ def posterior_draws(
     (torch.Size([400, 8]), 4)
     """
     found = _variables(data)
+    # A string is a sequence too: of one-letter names.
     if isinstance(names, str):
         raise TypeError(f"expected a list of names; got one string. Pass [{names!r}].")
     missing = [name for name in names or [] if name not in found]
@@ -118,6 +120,7 @@ def _by_chain(name: str, variable: Any) -> Any:
                 f"expected variable {name!r} to have the dimensions chain and draw; got {tuple(dims)}. Stacked draws "
                 "are unstacked by .unstack()."
             )
+        # By name: some writers put draw first.
         return np.asarray(variable.transpose("chain", "draw", ...).values)
     array = variable if isinstance(variable, Tensor) else np.asarray(variable)
     if array.ndim < 2:

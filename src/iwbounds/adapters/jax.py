@@ -81,6 +81,7 @@ class _Call:
 
     def precision(self, leaves: tuple[Tensor, ...]) -> AbstractContextManager[Any]:
         """JAX rounds float64 to float32 in silence, unless told otherwise; told here for this call alone."""
+        # The switch is process-wide in JAX, hence a context: nothing global is left changed.
         double = any(leaf.dtype is torch.float64 for leaf in leaves)
         found: AbstractContextManager[Any] = self.jax.enable_x64(True) if double else nullcontext()
         return found
@@ -109,6 +110,7 @@ class _Call:
         if self.event_dims is not None:
             front = latent_leaves(map_latents(lambda z, dims: z.ndim - dims, latents, self.event_dims))[0]
             for _ in range(front):
+                # One vmap for each axis in front of the event: samples first, then the batch.
                 mapped = self.jax.vmap(mapped, in_axes=(0,) + (None,) * num_parameters)
         return mapped
 
@@ -120,6 +122,7 @@ class _Density(torch.autograd.Function):
     def forward(ctx: Any, call: _Call, tree: Any, *leaves: Tensor) -> Tensor:
         with call.precision(leaves):
             floating, live, fixed = call.arrays(leaves)
+            # Without a graph the plain value: its compilation keeps no residuals.
             if any(ctx.needs_input_grad):
                 value, ctx.vjp = call.value_and_vjp(tree, floating, live, fixed)
             else:

@@ -127,6 +127,8 @@ def certify(
             bar.advance(look * per_call - bar.done, f"gap {(found[0] - found[1]).max().item():.3f}")
             if reached or look == most:
                 return CertifiedEvidence(*found, look * per_call, reached, tolerance, confidence)
+            # Looks at growing counts: the bet is valid at each of them, and its bisection is not paid for after every
+            # chunk.
             look = min(most, int(_GROWTH * look))
 
 
@@ -149,6 +151,8 @@ def _randomise(
     means = []
     for _ in range(count):
         log_w = weighted.log_weights(weighted.proposal.sample((per_call,)), chunk_size)
+        # The draws of one call depend on each other: together they are one unbiased, non-negative estimate, hence one
+        # bet.
         means.append(log_mean_exp(log_w.double(), dim=0))
     certificate.add(torch.stack(means))
 
@@ -161,4 +165,5 @@ def _draw(weighted: Weighted, certificate: BettingCertificate, count: int, chunk
         log_w = estimate(weighted.log_joint, weighted.proposal, num_samples=size).log_weights
         certificate.add(log_w)
         count -= size
+        # Now that the batch is known: as many samples as keep the log-weights in a cache.
         step = chunk_size or max(_FIRST, _ELEMENTS // max(1, log_w[0].numel()))

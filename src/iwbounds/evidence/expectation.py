@@ -80,6 +80,7 @@ def posterior_expectation(
         raise ValueError(f"expected num_samples and chunk_size of at least 1; got {num_samples} and {chunk_size}.")
     weighted = Weighted.of(log_joint, proposal)
     size = tail_size(num_samples)
+    # One more than the tail, as its threshold is the largest weight outside; five are the fewest a fit takes.
     state = _Moments(size + 1 if smooth and size >= 5 else 0)
     for block in weighted.blocks(num_samples):
         for chunk in weighted.chunks(block, chunk_size):
@@ -116,6 +117,8 @@ class _Sums:
     def result(self, total: Tensor, squares: Tensor) -> tuple[Tensor, Tensor]:
         total, squares = expanded(total, self.first), expanded(squares, self.first)
         mean = self.first / total
+        # Σ w² (f − f̄)², multiplied out, as f̄ is known only at the end; the centre has been taken off to keep its
+        # digits.
         variance = self.third - 2 * mean * self.second + mean.square() * squares
         return mean + self.centre, variance.clamp_min(0).sqrt() / total
 
@@ -142,9 +145,11 @@ class _Moments:
         if self._kept is not None:
             log_w = torch.cat([self._kept[0], log_w])
             values = map_latents(lambda f, kept: torch.cat([kept, f]), values, self._kept[1])
+        # Sorted each time with those kept before: what is given back can never be among the largest of all.
         order = log_w.argsort(dim=0, descending=True)
         log_w, values = log_w.gather(0, order), take_samples(values, order)
         cut = self._waiting
+        # clone: a slice would keep the whole chunk alive.
         self._kept = log_w[:cut], map_latents(lambda f: f[:cut].clone(), values)
         return log_w[cut:], map_latents(lambda f: f[cut:], values)
 

@@ -118,6 +118,7 @@ class EvidenceReport:
         if self.reasons_against_certifying:
             return None
         # Whatever a bound claims of itself, it is its being below the log of an unbiased estimate that counts here.
+        # Markov holds for the log of an unbiased estimate and for whatever is below it, datum by datum.
         return -mean_confidence_bound(torch.minimum(self.log_evidence, self.weights.log_mean()), self.confidence)
 
     @property
@@ -170,6 +171,7 @@ class EvidenceReport:
     def worst(self, count: int = 5) -> list[tuple[int, float]]:
         """Index and −log evidence of the data that the model explains least, the worst first; NaN before all."""
         nll = -self.log_evidence
+        # NaN sorts as the worst: it is the datum that most needs looking at.
         order = nll.nan_to_num(nan=torch.inf, posinf=torch.inf).argsort(descending=True, stable=True)[:count]
         return [(int(self.index[i]), nll[i].item()) for i in order]
 
@@ -280,6 +282,7 @@ class EvidenceReport:
 def write_atomically(state: dict[str, Any], path: Path) -> None:
     """``torch.save`` beside ``path``, then a rename: whoever reads finds the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    # In the same folder, as a rename is atomic within one file system only; by process, so that two do not share it.
     beside = path.with_name(f"{path.name}.{os.getpid()}.part")
     torch.save(state, beside)
     os.replace(beside, path)
@@ -302,6 +305,7 @@ def _merge_two(first: EvidenceReport, second: EvidenceReport) -> EvidenceReport:
         mine, theirs = getattr(first, name), getattr(second, name)
         if mine != theirs:
             raise ValueError(f"expected reports of one {name} to merge; got {mine} and {theirs}.")
+    # All in common or none: half of the data with twice the samples would be a report of two accuracies.
     same = torch.isin(first.index, second.index)
     if not same.any():
         return _other_data(first, second)

@@ -79,6 +79,7 @@ class Sandwich:
         return self.upper.value - self.lower.value
 
     def __str__(self) -> str:
+        # One line for each side: that of the datum with the widest sandwich, as the others are better.
         where = int(self.width.flatten().argmax())
         which = f", widest of {self.width.numel()} data" if self.width.numel() > 1 else ""
         head = (
@@ -199,6 +200,8 @@ def sandwich(
         ReverseIWAE()(reverse),
         Direction.UPPER,
         errors.of_posterior(-reverse),
+        # The same bet on 1/w, whose mean over the posterior is 1/p(x); chain draws are not independent, and nothing is
+        # bet.
         -lower_confidence_bound(-reverse, confidence) if exact else None,
     )
     bridge = _bridge(log_w, reverse, errors)
@@ -213,6 +216,7 @@ def _check(count: int, num_samples: int, exact: bool, chains: int | None, chunk_
         )
     if exact and chains is not None:
         raise ValueError("expected either exact=True (independent draws) or chains=…; got both.")
+    # Unequal chains would need a map from draws to chains; equal ones are what samplers give.
     if chains is not None and (chains < 1 or count % chains or count // chains < 2):
         raise ValueError(
             f"expected chains that divide the {count} posterior samples into 2 or more each; got {chains}. Lay the "
@@ -299,11 +303,13 @@ class _Errors:
         not far longer than the chain's memory make it too small. From fifty chains on, each is one batch.
         """
         per_chain = x.reshape(self.chains, -1, *x.shape[1:])
+        # At least √n draws to a batch: a batch grows with the chain, and in the end outlasts any memory.
         size = max(math.isqrt(per_chain.shape[1]), per_chain.shape[1] // math.ceil(_BATCHES / self.chains))
         count = per_chain.shape[1] // size
         # The last few draws that fill no batch are left out of the variance alone.
         whole = per_chain[:, : count * size].reshape(-1, size, *x.shape[1:])
         means = whole.mean(1)
+        # Var of one batch's mean over the number of batches that all draws would fill.
         return means.var(0) * (size / len(x))
 
 
@@ -313,6 +319,7 @@ def _iid_variance(x: Tensor) -> Tensor:
 
 def _relative_error(log_x: Tensor, variance: Callable[[Tensor], Tensor]) -> Tensor:
     """Standard error of log mean x: that of the mean, over the mean. NaN where every x is zero."""
+    # Relative to the largest: the ratio of error and mean does not depend on the scale.
     x = (log_x - finite_maximum(log_x, 0)).exp()
     return variance(x).sqrt() / x.mean(0)
 

@@ -122,6 +122,8 @@ class State:
         if path is not None and path.exists():
             self._load(path)
         if plan.seed is None:
+            # From the system, not from torch: an evaluation does not move the caller's random numbers. 31 bits fit
+            # everywhere.
             plan.seed = int.from_bytes(os.urandom(4), "big") >> 1
         self._of["seed"] = plan.seed
         self._digests = {start: (stop, digest) for part in self._parts for start, stop, digest in part.batches}
@@ -129,6 +131,7 @@ class State:
     def _load(self, path: Path) -> None:
         state = torch.load(path, weights_only=True)
         expected = self._of if self.plan.seed is None else self._of | {"seed": self.plan.seed}
+        # Continuing another model's evaluation would mix two evidences in one report.
         other = [name for name, value in expected.items() if state["of"][name] != value]
         if other:
             raise ValueError(
@@ -172,6 +175,7 @@ class State:
         return Sums(weights, dead, bad, shared=shared, per_call=self.plan.per_call)
 
     def note_partial(self, batch: Batch, sums: Sums) -> None:
+        # Bounds that need all weights at once have no state inside a batch: they start the batch anew.
         if self.path is not None and self.plan.streams:
             self._begun = batch, sums
             self._save_now_and_then()
@@ -191,6 +195,7 @@ class State:
     def report(self) -> EvidenceReport:
         if not self._parts:
             raise ValueError("expected at least one datum; the data are empty.")
+        # Kept merged: the next report, or the next save, starts from one part.
         self._parts = [merged(self._parts)]
         return self._parts[0]
 
@@ -226,6 +231,7 @@ def merged(parts: list[EvidenceReport]) -> EvidenceReport:
     """By halves: one after the other would copy the first ones as often as there are parts."""
     if len(parts) == 1:
         return parts[0]
+    # O(N log N) copies in all.
     half = len(parts) // 2
     return merged(parts[:half]) + merged(parts[half:])
 

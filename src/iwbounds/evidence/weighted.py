@@ -48,6 +48,7 @@ class Weighted:
 
         A proposal whose draws depend on each other, or that recognises its own tensors, is called once.
         """
+        # One call: dependent draws are even only as a whole, and a cache knows the last call alone.
         alone = not self.proposal.independent or self.proposal.needs_own_samples
         size = num_samples if alone else _FIRST
         while num_samples:
@@ -56,6 +57,7 @@ class Weighted:
             check_latents(latents, size)
             yield latents
             num_samples -= size
+            # Known from the first block: how many numbers one sample has, and so how many fit.
             elements = sum(z.numel() for z in latent_leaves(latents)) / size
             size = max(_FIRST, int(_ELEMENTS / max(1.0, elements)))
 
@@ -76,6 +78,7 @@ class Weighted:
     def log_weights(self, latents: Latents, chunk_size: int | None = None) -> Tensor:
         """``(K, *batch)`` of draws of s, under the checks of :func:`iwbounds.estimate`."""
         chunks = self.chunks(latents, chunk_size)
+        # Through estimate, which checks shapes, dtypes and parts; under no_grad it keeps no graph.
         return torch.cat([estimate(self.log_joint, self.proposal, samples=chunk).log_weights for chunk in chunks])
 
     @torch.no_grad()

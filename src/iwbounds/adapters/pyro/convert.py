@@ -101,6 +101,7 @@ class _Runner:
     def sample(self, guide: Callable[..., Any], count: int) -> dict[str, Tensor]:
         """Latents ``(count, *batch, *rest)`` of the guide."""
         if not self.vectorize:
+            # One run for each sample: slow, and right for any control flow.
             rows = [self._latents(self._trace(guide, {}, None)) for _ in range(count)]
             return {name: torch.stack([row[name] for row in rows]) for name in self.structure.layouts}
         return self._latents(self._trace(guide, {}, count))
@@ -161,6 +162,7 @@ class _Runner:
         pyro, poutine = optional("pyro", "pyro"), optional("pyro.poutine", "pyro")
 
         def behind_plate(*args: Any, **kwargs: Any) -> None:
+            # To the left of all plates, so that every dim that the model names keeps its place.
             plate = pyro.plate(_PLATE, count, dim=-1 - self.structure.nesting) if count is not None else nullcontext()
             with plate:
                 run(*args, **kwargs)

@@ -51,6 +51,7 @@ class Layout:
         first = int(vectorized)
         if vectorized and nesting > self._depth:
             # Reshaped by name: squeeze would also drop a plate of size 1 that the site does lie in.
+            # Behind the samples' plate Pyro puts axes of size 1 for plates that the site is not in.
             value = value.reshape(value.shape[:1] + value.shape[1 + nesting - self._depth :])
         return value.movedim(self._axes(first), tuple(range(first, first + len(self.batch))))
 
@@ -119,6 +120,7 @@ class Structure:
                 "an axis of independent rows by pyro.plate, make it one of the event by .to_event(…), and count axes "
                 "of data from the right, as the samples have one in front; or say vectorize=False."
             ) from undeclared
+        # What is conditionally independent given a shared latent multiplies inside the weight: logs add.
         summed = [dim for dim in range(-self.nesting, 0) if dim not in {dim for _, dim in self.batch}]
         return log_p.sum(summed) if summed else log_p
 
@@ -185,6 +187,7 @@ def _batch(p: dict[str, Any], q: dict[str, Any]) -> dict[tuple[str, int], int]:
     of_sites = [{(f.name, f.dim): f.size for f in _plates(site)} for site in [*p.values(), *q.values()]]
     first, *others = of_sites
     common = {plate: size for plate, size in first.items() if all(plate in other for other in others)}
+    # By dim, from the left: −2 is outside of −1, and the order of the batch axes is the order of the plates.
     return dict(sorted(common.items(), key=lambda plate: plate[0][1]))
 
 
