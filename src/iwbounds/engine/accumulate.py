@@ -289,7 +289,6 @@ def _weight(size: float, part_size: int, value: Tensor) -> float:
             f"expected model to return a proposal whose batch shape starts with the {part_size} data it was given; got "
             f"{tuple(value.shape)}. Expand its parameters over the data."
         )
-    # max(1, …): an empty batch has no mean, and no data either.
     # An empty batch has no mean, and no gradient.
     return -1 / (size * value[:1].numel()) if value.numel() else 0.0
 

@@ -167,8 +167,8 @@ def complete(
     ranks: Ranks | None = None,
 ) -> Request:
     """The arguments of :func:`iwbounds.estimate`, completed and checked; it raises what they are wrong for."""
-    _check_kinds(log_joint, bound, gradient, proposal_bound)
     # Kinds first: everything below asks questions that only the right kinds can answer.
+    _check_kinds(log_joint, bound, gradient, proposal_bound)
     given = as_proposal(proposal)
     if isinstance(given, ExtendedProposal):
         _refuse_extended(gradient, given)

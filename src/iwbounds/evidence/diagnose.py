@@ -147,10 +147,12 @@ def diagnose(
         raise ValueError(f"expected num_samples of at least 1 and repeats >= 2; got {num_samples!r} and {repeats}.")
     log_w = _log_weights(Weighted.of(*model(x)), counts[-1])
     finite = (~(log_w.isnan() | log_w.isposinf())).all(0)
+    # Thirty gradients at K = 1000 would take longer than all the rest, and say what K = 100 says.
     few = [k for k in counts if k <= _LARGEST_FOR_GRADIENTS]
     of_proposal, of_model = (None if p is None else list(p) for p in (parameters, model_parameters))
     snr = _snr_table(model, x, few, of_proposal, repeats)
     kept = log_w[:, finite]
+    # Var(w)/p² from the effective sample size, which is one ratio of the same two sums.
     ratio = len(kept) / effective_sample_size(kept) - 1  # Var(w)/p²; inf for a datum without a weight
     rows = tuple(_row(kept, k, ratio) for k in counts) if kept.numel() else ()
     elbo = ELBO()(kept).mean().item() if kept.numel() else math.nan
@@ -175,8 +177,10 @@ def _log_weights(weighted: Weighted, count: int) -> Tensor:
 
 
 def _row(log_w: Tensor, count: int, ratio: Tensor) -> Row:
+    # Groups of one set of samples: for small K there are many, and the curve is comparable along K.
     groups = len(log_w) // count
     grouped = log_w[: groups * count].reshape(groups, count, -1).transpose(0, 1)
+    # Over the data first: the error is that of the mean over groups, of these data.
     iwae = IWAE()(grouped).mean(1)
     jackknife = Jackknife(1)(grouped).mean().item() if count > 1 else math.nan
     error = (iwae.std() / math.sqrt(groups)).item() if groups > 1 else math.nan
@@ -242,6 +246,7 @@ def gradient_snr(
         squares += difference.square().sum().item()
     mean = total / repeats
     variance = (squares - repeats * mean.square().sum().item()) / (repeats - 1)
+    # ‖mean‖² overestimates ‖E g‖² by the variance of the mean.
     signal = (first + mean).square().sum().item() - variance / repeats
     if variance <= 0:
         return math.inf if signal > 0 else 0.0
@@ -298,6 +303,7 @@ def _candidates(proposal: Proposal) -> list[Gradient]:
     if proposal.total_derivative_only:
         return found
     if proposal.fixed_support and proposal.independent:
+        # What needs a fixed support and independent draws joins only where both are given.
         found += [DReG()] if found else [ScoreFunction()]
         found.append(VIMCO())
     return found
@@ -344,6 +350,7 @@ def _sample(proposal: Proposal) -> Latents:
 
 def _found(model: object, log_density: Callable[[], Any]) -> list[Tensor]:
     """The module's parameters that a log-density has a gradient for; none where there is no module."""
+    # Only a module says what its parameters are; of a function they have to be passed.
     candidates = [p for p in model.parameters() if p.requires_grad] if isinstance(model, nn.Module) else []
     if not candidates:
         return []

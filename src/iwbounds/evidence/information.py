@@ -126,8 +126,11 @@ def mutual_information_bounds(
 
     def sides(z: Tensor, psi: Tensor) -> tuple[Tensor, Tensor]:
         log_conditional = q.conditional(psi).log_prob(z)
+        # The same pair in both terms: what they share cancels sample by sample, and the error is that of the
+        # difference.
         lower = log_conditional - q.log_prob_upper(z, psi, count)
         if count == 0:
+            # Without auxiliary draws there is no lower bound of log q, hence no upper side.
             return lower, torch.full_like(lower, torch.inf)
         return lower, log_conditional - q.log_prob_lower(z, count)
 
@@ -158,4 +161,5 @@ def _average(
 
 def _mean_and_error(values: Tensor) -> tuple[Tensor, Tensor]:
     error = values.std(0) / math.sqrt(values.shape[0])
+    # An infinite side has a NaN deviation: nothing is known of it.
     return values.mean(0), error.nan_to_num(torch.inf)

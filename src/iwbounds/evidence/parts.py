@@ -64,6 +64,7 @@ def evaluate_parts(
         own_path = None if path is None else path.with_name(f"{path.name}.rank{ranks.rank}of{ranks.size}")
         seed = _one_seed(ranks, seed, State.known_seed(own_path))
         if ranks.numbers[ranks.rank]:
+            # Numbered one after the other, as if one process had them all: seeds depend on the number of a batch alone.
             start = first + sum(ranks.numbers[: ranks.rank])
             state = part(start, seed, own_path, progress and ranks.rank == 0)
     # Before anything is merged: where a rank has failed there is no report, rather than one of a part of the data.
@@ -84,6 +85,7 @@ def _one_seed(ranks: Ranks, seed: int | None, known: int | None) -> int:
     rows = ranks.exchange(-1 if known is None else known)
     if seed is not None:
         return seed
+    # A rank without a file goes on with the seed of those that have one.
     held = {row[0] for row in rows} - {-1}
     if len(held) > 1:
         raise ValueError(
@@ -96,6 +98,8 @@ def _one_seed(ranks: Ranks, seed: int | None, known: int | None) -> int:
 def _check_apart(reports: list[EvidenceReport], size: int) -> None:
     """Raise where every rank was given the same data, which would all be counted ``size`` times."""
     digests = {tuple(digest for _, _, digest in report.batches) for report in reports}
+    # By the values' digests: the commonest mistake, every rank loading the whole test set, divides the error by √size
+    # in silence.
     if size > 1 and len(reports) == size and len(digests) == 1:
         raise ValueError(
             f"expected every rank to have a part of the data of its own; all {size} have the same. Pass "

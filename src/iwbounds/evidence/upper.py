@@ -64,6 +64,7 @@ def upper_bound(
     z = map_latents(lambda part: part.unsqueeze(0), posterior_sample)
     drawn = as_proposal(proposal)
     if isinstance(drawn, ExtendedProposal):
+        # z₀ with the rest of its extended latent, drawn under P; the others, below, are drawn under Q.
         log_w = [drawn.posterior_log_weights(log_joint, z)]
         log_joint, drawn = drawn.extend(log_joint)
     else:
@@ -76,6 +77,7 @@ def upper_bound(
     if num_samples:
         log_w.append(_log_weights(log_joint, drawn, drawn.sample((num_samples,))))
     log_weights = torch.cat(log_w)
+    # The same function as IWAE: that one of the weights is the posterior's makes it an upper bound.
     return Estimate(IWAE()(log_weights), log_weights.detach(), Direction.UPPER)
 
 

@@ -103,9 +103,11 @@ def even_schedule(betas: Tensor, spreads: Tensor) -> Tensor:
     smooth = padded.unfold(0, width, 1).mean(1)[: len(flat)]
     smooth = smooth.clamp_min(1e-3 * smooth.max().clamp_min(1e-12))
     knots = betas.double()
+    # ∫ √Var dβ up to each knot, by trapezoids.
     lengths = torch.cat([knots.new_zeros(1), ((smooth[1:] + smooth[:-1]) / 2 * knots.diff()).cumsum(0)])
     wanted = torch.linspace(0.0, 1.0, len(knots), dtype=torch.float64) * lengths[-1]
     found = _interpolated(wanted, lengths, knots)
+    # Exactly: rounding would leave a sliver of the path out of the weights.
     found[0], found[-1] = 0.0, 1.0
     return found
 

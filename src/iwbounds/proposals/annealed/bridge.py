@@ -108,6 +108,7 @@ class Bridge:
 
     def at(self, z: Tensor, *terms: Term) -> State:
         """The state z; one call of the log-joint."""
+        # Asked once, outside: slopes are taken with gradients on whatever the caller's mode is.
         track = torch.is_grad_enabled()
         values, copy = self._at_copy(z, terms, track)
         if not track:
@@ -138,6 +139,7 @@ def slope_of(log_density: Tensor, z: Tensor, name: str, create_graph: bool = Fal
     """
     found = None
     if log_density.requires_grad:
+        # create_graph where a path is learned: the slope is then a function that is differentiated once more.
         (found,) = torch.autograd.grad(log_density.sum(), z, create_graph=create_graph, allow_unused=True)
     if found is None:
         raise ValueError(
@@ -179,6 +181,7 @@ def _values(flat: list[Any]) -> Values:
 
 def has_parameters(value: Tensor, copy: Tensor) -> bool:
     """Whether the graph of ``value`` has another leaf than ``copy``."""
+    # The graph is walked, not differentiated: which leaves it has is all that is asked.
     seen, pending = set(), [value.grad_fn]
     while pending:
         node = pending.pop()
@@ -216,6 +219,7 @@ class _Joined(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, _z: Tensor, ends: _Ends, *explicit: Tensor) -> tuple[Tensor, ...]:
         ctx.ends = ends
+        # None stays None: a value that nothing used would cost a backward of zeros.
         ctx.set_materialize_grads(False)
         return tuple(value.view_as(value) for value in explicit)
 

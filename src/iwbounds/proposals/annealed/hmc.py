@@ -94,11 +94,13 @@ class HMC(Transition):
             )
 
     def forward(self, bridge: Bridge, num_samples: int) -> Path:
+        # Walked, not listed: a state is dropped when the next one is there, which is what keeps the memory at one step.
         end = _last(self.walk(bridge, num_samples))
         z, log_w = end.state.z, end.log_w
         zero = torch.zeros_like(log_w)
         if not (self.model_gradient and torch.is_grad_enabled()):
             return Path(z, log_w, zero, zero)
+        # Once more in the graph of the model: the walk itself kept none.
         log_p, _ = bridge.log_densities(z)
         return Path(z, log_w, gradient_only(log_p), zero)
 
@@ -142,6 +144,7 @@ class HMC(Transition):
         # that are drawn apart from the state leave π invariant, and none of them is bad for every dimension.
         factor = (0.5 + 0.5 * uniform_like(log_density)) * (1.0 if factor is None else factor)
         size = size * over_event(factor, chain.z, log_density)
+        # A fresh momentum leaves N(0, I) invariant, and with it the move is reversible without a sign.
         before = standard_normal_like(chain.z)
         end, after = self._leapfrog(bridge, chain, before, size, wide)
         gained = _log_density(end.fixed, beta) - _log_density(chain.values, beta)
@@ -195,6 +198,7 @@ def _log_density(values: Values, beta: Tensor) -> Tensor:
 
 def _chosen(accepted: Tensor, new: State, old: Chain) -> tuple[Tensor, Values]:
     """The new state where it is accepted, the old one elsewhere; with what is known of them."""
+    # One decision per chain and datum, for all dimensions of the event together.
     wide = over_event(accepted, old.z, accepted)
 
     def pick(a: Tensor, b: Tensor) -> Tensor:

@@ -87,6 +87,7 @@ class AnnealedProposal(ExtendedProposal):
         self.num_steps = check_whole_number("num_steps", num_steps, 1, "Make at least 1 transition.")
         transition.check_betas(betas_of(schedule, self.num_steps))
         self.initial, self.transition, self.schedule = initial, transition, schedule
+        # A chain is a differentiable function of its noise only if its start and every move are.
         self.has_rsample = self._initial.pathwise and transition.reparameterized
         self.name = f"the annealed proposal ({type(transition).__name__})"
 
@@ -122,6 +123,7 @@ class AnnealedProposal(ExtendedProposal):
     def _paths_per_call(self) -> int | None:
         """As many paths as have the elements that the initial proposal draws in one call."""
         of_start = self._initial.samples_per_call
+        # A path has T + 1 states in its graph, so that many fewer of them fit where one draw did.
         return None if of_start is None else max(16, of_start // (self.num_steps + 1) // 16 * 16)
 
     def posterior_log_weights(self, log_joint: LogJoint, z: Latents) -> Tensor:
@@ -168,6 +170,7 @@ class AnnealedProposal(ExtendedProposal):
         for _ in range(2 if adapt_schedule else 0):
             _, spreads = pilot(transition, bridge, num_samples, target_acceptance)
             bridge = replace(bridge, betas=even_schedule(bridge.betas, spreads))
+        # Once more, under the schedule that will be used: step sizes fit the β that they were adapted at.
         sizes, _ = pilot(transition, bridge, num_samples, target_acceptance)
         frozen = HMC(sizes, transition.num_leapfrogs, transition.model_gradient)
         return AnnealedProposal(self.initial, frozen, self.num_steps, bridge.betas)
@@ -197,12 +200,14 @@ class AnnealedProposal(ExtendedProposal):
 
 def _log_joint(path: Path) -> Tensor:
     """log P − log Q of the path; explicit parameters of log P get the model's coefficient."""
+    # log_p is zero in value: it only hands the explicit parameters of log P to the model's channel.
     joint: Tensor = path.log_w + path.log_p
     return joint
 
 
 def _log_prob(path: Path) -> Path:
     """Zero: log Q is in the log-weight already. Its explicit parameters get the score's coefficient."""
+    # In the place of log_w, the one part with a path, whose log-density the engine asks for.
     return Path(None, path.log_q, None, None)
 
 
@@ -217,6 +222,7 @@ def _checked_initial(initial: object) -> Proposal:
             f"expected the initial proposal to be a torch Distribution or an iwbounds.Proposal; got "
             f"{type(found).__name__}, whose density is that of more than z. Anneal from one draw of one density."
         )
+    # The density of q is part of every π_β: it is evaluated all along the chain, far from its own draws.
     if found.needs_own_samples or not isinstance(found.reparameterized, bool):
         raise ValueError(
             f"expected an initial proposal of one tensor whose density can be evaluated anywhere, as the chain leaves "

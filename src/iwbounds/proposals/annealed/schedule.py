@@ -69,6 +69,7 @@ class LearnedStepSize(nn.Module):
 
     def forward(self, step: int = 0) -> Tensor:  # noqa: ARG002
         """The step size at ``step``."""
+        # Positive whatever the optimiser does to the free number.
         return self.log_size.exp()
 
 
@@ -77,6 +78,7 @@ def check_positive(name: str, value: object) -> None:
 
     The numbers in a tensor are not looked at, which may be learned and on a GPU: the root of a negative one is NaN.
     """
+    # True is an integer to Python, and would be a step size of 1.
     if isinstance(value, bool) or not (isinstance(value, int | float | Tensor) or callable(value)):
         raise TypeError(
             f"expected {name} to be a positive number, a tensor, or a callable from the step to one; got "
@@ -106,6 +108,7 @@ def number_at(name: str, value: StepSize, step: int, z: Tensor) -> Tensor:
 def _fits(shape: torch.Size, whole: torch.Size) -> bool:
     """Whether ``shape`` broadcasts to ``whole`` and no further."""
     last = whole[len(whole) - len(shape) :]
+    # broadcast_shapes would also accept what enlarges the latents, and the chain would grow an axis.
     return len(shape) <= len(whole) and all(one in (1, other) for one, other in zip(shape, last, strict=True))
 
 
@@ -116,6 +119,7 @@ def betas_of(schedule: Schedule | None, num_steps: int) -> Tensor:
         ValueError: not T + 1 of them.
     """
     if schedule is None:
+        # float64: the increments of a thousand steps must still add up to 1.
         return torch.linspace(0.0, 1.0, num_steps + 1, dtype=torch.float64)
     found = schedule() if callable(schedule) else schedule
     betas = found if isinstance(found, Tensor) else torch.tensor(list(found), dtype=torch.float64)
