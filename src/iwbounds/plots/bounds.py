@@ -43,6 +43,7 @@ def plot_bound(
         ImportError: matplotlib is missing.
         ValueError: too few samples for a bound, or more than one axis.
     """
+    # float64: at large K the differences between bounds are small beside their values.
     log_w = promoted(log_weights.detach()).double().cpu()
     figure, (axis,) = axes_for(1, axes, (6.5, 4.2))
     many = [bounds] if isinstance(bounds, Bound) else list(bounds)
@@ -70,9 +71,11 @@ def _curve(log_w: Tensor, bound: Bound) -> tuple[Any, Any, Any]:
     means, errors = [], []
     for n in counts:
         groups = min(_GROUPS, len(log_w) // n)
+        # Consecutive samples make a group; the group axis becomes part of the batch.
         values = bound(log_w[: n * groups].reshape(groups, n, *log_w.shape[1:]).transpose(0, 1))
         values = values.reshape(groups, -1).mean(1)
         means.append(values.mean())
+        # Groups are disjoint, hence independent.
         errors.append(values.std() / groups**0.5)
     return torch.tensor(counts).numpy(), torch.stack(means).numpy(), torch.stack(errors).numpy()
 

@@ -37,6 +37,7 @@ def plot_report(report: EvidenceReport, axes: Any = None) -> Any:
 
 def _nll(axis: Any, report: EvidenceReport) -> None:
     nll = -report.log_evidence
+    # A histogram has no place for infinity; the title says how many are not shown.
     shown = nll[nll.isfinite()]
     axis.hist(shown.numpy(), bins=min(40, max(5, len(shown) // 10)), color=BLUE, alpha=0.65)
     hidden = report.num_data - len(shown)
@@ -58,6 +59,7 @@ def _nll(axis: Any, report: EvidenceReport) -> None:
 def _trust(axis: Any, report: EvidenceReport) -> None:
     shape, ess = report.pareto_k, report.ess
     plain(axis, "Can it be believed?", "effective sample size", f"Pareto {K_HAT} of the largest weights")
+    # −inf is the k̂ of weights that are all equal: there is no tail, and nothing to distrust.
     known = shape.isfinite() & (ess > 0)
     if not known.any():
         axis.text(
@@ -74,6 +76,7 @@ def _trust(axis: Any, report: EvidenceReport) -> None:
     label = f"threshold {report.pareto_k_threshold:.2f}"
     axis.axhline(report.pareto_k_threshold, color=BLACK, linestyle=":", label=label)
     axis.set_xscale("log")
+    # The whole range of ESS, so that reports of the same K can be compared by eye.
     axis.set_xlim(1, report.weights.count)
     axis.legend(fontsize=9, frameon=False)
 

@@ -33,6 +33,7 @@ def plot_sandwich(sandwich: Sandwich, axes: Any = None, truth: float | None = No
         side = getattr(sandwich, name)
         columns = [index + offset for index in range(side.value.numel())]
         values = side.value.flatten().numpy(force=True)
+        # An unknown error has no bar, rather than an infinite one.
         errors = 2 * side.standard_error.nan_to_num(0.0).flatten().numpy(force=True)
         label = f"{name} ± 2 standard errors" + ("" if name != "bridge" else " (not a bound)")
         axis.errorbar(columns, values, errors, fmt="o", color=colour, capsize=4, label=label)
