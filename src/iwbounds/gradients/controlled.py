@@ -48,8 +48,8 @@ class Controlled(EvaluatedTogether):
     Unbiased for every smooth bound, for model and proposal parameters, as the strengths λ come from earlier steps.
     At the best λ its variance is never above that of :class:`Reparameterized` (λ = 0) or :class:`DReG`
     (λ = (1, 0, …)), both of which it contains; a learned λ comes close, and is not promised to be better. Starts as
-    DReG, until 100 data have been seen. The gain is largest with few samples and a proposal that is too narrow or too
-    wide; near the posterior, and at large K, λ tends to DReG's.
+    DReG, until 100 data have been seen. The gain is largest where the proposal is too narrow or too wide; near the
+    posterior the first strength tends to DReG's.
 
     An object keeps what it has learned for each bound and K: use *one* object for the whole training (and another for
     another model), and save ``state_dict()`` with the optimiser's. Its moments are those of the location of each datum:
