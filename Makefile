@@ -11,7 +11,7 @@ TORCH ?= 2.13.0
 OLDEST := .venv-torch-$(TORCH)
 PYTEST := python -m pytest -n $(JOBS) $(PYTEST_ARGS)
 
-.PHONY: demo test test-fast test-oldest coverage lint fmt clean
+.PHONY: demo test test-fast test-oldest test-wheel coverage lint fmt docs clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -46,5 +46,18 @@ test-oldest:
 	$(OLDEST)/bin/python -m pip install --quiet 'torch==$(TORCH)' --editable '.[dev]'
 	$(OLDEST)/bin/$(PYTEST)
 
+# What a user gets: see .ci/test-wheel.
+test-wheel:
+	.ci/test-wheel tests -n $(JOBS) $(PYTEST_ARGS)
+
+# The site, in out/site/index.html: offline, every warning an error, every public name in the reference.
+$(VENV)/.docs-installed: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	touch $@
+
+docs: $(VENV)/.docs-installed
+	$(BIN)/python -m sphinx --fresh-env --write-all --fail-on-warning --keep-going --quiet -b html docs out/site
+	$(BIN)/python docs/_ext/check_site.py out/site
+
 clean:
-	rm -rf $(VENV) .venv-torch-* out .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-torch-* dist docs/api docs/gallery out .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -57,8 +57,28 @@ def digits(device: str = "cpu") -> Images:
 def mnist(path: Path, test_images: int, device: str = "cpu") -> Images:
     """The ``train_images`` and the first ``test_images`` of an ``.npz`` in the layout of MNIST: (N, 28, 28) uint8."""
     with np.load(path) as data:
-        train, test = (torch.from_numpy(data[key]).flatten(1).float() / 255 for key in ("train_images", "test_images"))
-    return _split(train, test[:test_images], device)
+        train, test = (torch.from_numpy(data[key]) for key in ("train_images", "test_images"))
+    return _from_bytes(train, test[:test_images], device)
+
+
+def handwriting(path: Path | None, test_images: int, device: str = "cpu") -> Images:
+    """MNIST: from the archive at ``path``, else by torchvision, which downloads it to ``data/`` once; else say how."""
+    if path is not None:
+        return mnist(path, test_images, device)
+    try:
+        from torchvision.datasets import MNIST
+    except ImportError:
+        raise SystemExit(
+            "MNIST is needed, and is not part of this package. Give an archive by --data PATH (.npz with train_images "
+            "and test_images, (N, 28, 28) uint8), or `pip install torchvision`, which downloads it. "
+            "--quick needs neither."
+        ) from None
+    train, test = (MNIST("data", train=train, download=True).data for train in (True, False))
+    return _from_bytes(train, test[:test_images], device)
+
+
+def _from_bytes(train: Tensor, test: Tensor, device: str) -> Images:
+    return _split(train.flatten(1).float() / 255, test.flatten(1).float() / 255, device)
 
 
 def _split(train: Tensor, test: Tensor, device: str) -> Images:

@@ -1,20 +1,30 @@
 """One thread (results must not depend on how sums are split), a seed for every test, and global state watched."""
 
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
 
 ROOT = Path(__file__).parent
+ADAPTERS = ROOT.parent / "src" / "iwbounds" / "adapters"
 SLOW = {
     ROOT / name
     for name in (
+        "adapters/test_jax.py",
+        "assumptions/test_distribution_sweep.py",
+        "assumptions/test_pyro_sweep.py",
+        "assumptions/test_zuko_sweep.py",
         "bounds/test_orderings.py",
         "bounds/test_umlmc.py",
+        "distributed/test_sharded_data.py",
+        "distributed/test_sharded_samples.py",
         "engine/test_kernels_in_engine.py",
         "engine/test_large_k.py",
         "engine/test_modes.py",
         "engine/test_redraws.py",
+        "evidence/test_certificates.py",
         "evidence/test_certify.py",
         "evidence/test_information.py",
         "evidence/test_sandwich.py",
@@ -23,10 +33,12 @@ SLOW = {
         "kernels/test_functions.py",
         "kernels/test_kernel_dispatch.py",
         "kernels/test_leave_one_out_kernel.py",
+        "proposals/test_hierarchical_chunks.py",
         "proposals/test_hierarchical_gradients.py",
         "test_exactness.py",
         "test_examples.py",
         "test_hierarchical_examples.py",
+        "test_recipes.py",
         "testing/test_kit_assumptions.py",
         "testing/test_kit_contracts.py",
         "testing/test_kit_digits.py",
@@ -38,6 +50,17 @@ SLOW = {
 """Modules of more than a few seconds, which ``make test-fast`` leaves out; ``make test`` runs everything."""
 
 
+def _import_with_switches_kept(library):
+    """Import what changes torch's global switches when it is imported, before any test, and put them back."""
+    if find_spec(library) is not None:
+        before = torch.distributions.Distribution._validate_args
+        import_module(library)
+        torch.distributions.Distribution.set_default_validate_args(before)
+
+
+_import_with_switches_kept("zuko")
+
+
 def pytest_collection_modifyitems(items):
     missing = [str(path) for path in SLOW if not path.exists()]
     if missing:
@@ -45,6 +68,15 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.path in SLOW:
             item.add_marker(pytest.mark.slow)
+        if item.path.is_relative_to(ADAPTERS):
+            _skip_without_library(item)
+
+
+def _skip_without_library(item):
+    """The docstrings of an adapter show the library that it is named after; tests/adapters skip by themselves."""
+    library = item.path.relative_to(ADAPTERS).parts[0].removesuffix(".py")
+    if library in ("jax", "pyro", "zuko") and find_spec(library) is None:
+        item.add_marker(pytest.mark.skip(reason=f"the adapter needs {library}: pip install 'iwbounds[dev]'"))
 
 
 @pytest.fixture(autouse=True, scope="session")

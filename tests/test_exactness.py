@@ -13,8 +13,8 @@ import iwbounds as iw
 from tests.oracles import expectation
 from tests.registry import BOUNDS, JUMPING, PATHWISE, SCORE
 
-NODES = {2: 48, 3: 30}
-PAIR_NODES = 20
+NODES = {2: 48, 3: 20}
+PAIR_NODES = 12
 
 
 def fits(name, count):
@@ -143,7 +143,7 @@ def test_a_proposal_bound_rules_the_proposals_gradient_alone(name, count, gradie
 @pathwise
 def test_piwae_is_iwae_for_the_model_and_miwae_for_the_proposal(gradient):
     """Four samples in two groups: 4-dimensional quadrature."""
-    model = expectation.gaussian(4, 24)
+    model = expectation.gaussian(4, 16)
     split = len(model.model)
     expected = model.truth(iw.IWAE())[:split] + model.truth(iw.MIWAE(2))[split:]
     found = model.estimated(iw.IWAE(), gradient(), proposal_bound=iw.MIWAE(2))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
 import subprocess
 import sys
@@ -24,7 +25,9 @@ SHORTER = {
     "evaluate": ["--quick", "--epochs", "1", "--hidden", "10", "--latent", "2", "--samples", "50"],
     "sigmoid_belief_net": ["--epochs", "1", "--seeds", "1", "--units", "5", "3", "--evaluation-samples", "20"],
     "snr": ["--samples", "2", "4", "--replications", "64"],
-    "imputation": ["--epochs", "1", "--hidden", "10", "--latent", "2", "--train-samples", "2"],
+    "imputation": [
+        *("--epochs", "1", "--hidden", "10", "--latent", "2", "--train-samples", "2", "--imputation-samples", "50"),
+    ],
 }
 pytest.importorskip("sklearn", reason="the examples read scikit-learn's digits: pip install 'iwbounds[examples]'")
 pytest.importorskip("matplotlib", reason="the examples draw figures: pip install 'iwbounds[examples]'")
@@ -65,16 +68,29 @@ def number(cell: str) -> float:
     return float(cell.split()[0])
 
 
-@pytest.mark.parametrize("name", SHORTER)
-def test_runs_as_a_command_from_any_folder_and_the_seed_settles_its_table(name, run, tmp_path):
-    command = [sys.executable, str(EXAMPLES / f"{name}.py"), *SHORTER[name], "--seed", "1"]
+# As `python examples/name.py arguments` would, one after the other: most of a command's time goes into its imports.
+COMMANDS = """
+import json, runpy, sys
+for script, arguments in json.loads(sys.argv[1]):
+    print(f"=== {script}")
+    sys.argv, sys.path[0] = [script, *arguments], script.rpartition("/")[0]
+    runpy.run_path(script, run_name="__main__")
+"""
+
+
+def test_they_run_as_commands_from_any_folder_and_the_seed_settles_their_tables(run, tmp_path):
+    scripts = {str(EXAMPLES / f"{name}.py"): name for name in SHORTER}
+    calls = json.dumps([(script, [*SHORTER[name], "--seed", "1"]) for script, name in scripts.items()])
+    command = [sys.executable, "-c", COMMANDS, calls]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-    figure = tmp_path / "out" / f"{name}.png"
-    assert f"Figure: {figure.relative_to(tmp_path)}" in done.stdout
-    assert figure.read_bytes().startswith(b"\x89PNG")
-    assert figure.stat().st_size < 300_000
-    assert table(done.stdout) == run(name, *SHORTER[name], "--seed", "1")
-    assert table(done.stdout) != run(name, *SHORTER[name], "--seed", "2")
+    outputs = dict(part.split("\n", 1) for part in done.stdout.split("=== ")[1:])
+    for script, name in scripts.items():
+        figure = tmp_path / "out" / f"{name}.png"
+        assert f"Figure: {figure.relative_to(tmp_path)}" in outputs[script]
+        assert figure.read_bytes().startswith(b"\x89PNG"), name
+        assert figure.stat().st_size < 300_000, name
+        assert table(outputs[script]) == run(name, *SHORTER[name], "--seed", "1"), name
+        assert table(outputs[script]) != run(name, *SHORTER[name], "--seed", "2"), name
 
 
 def test_digits_more_samples_fit_better_than_one_and_all_better_than_none(run, load):

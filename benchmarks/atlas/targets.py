@@ -19,6 +19,9 @@ from torch.distributions import Beta, Binomial, Cauchy, Gamma, Normal
 from torch.nn.functional import logsigmoid, softplus
 
 Density = Callable[[Tensor], Tensor]
+Conditional = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""The first coordinates ``(N, h)`` to mean ``(N, d − h)`` and factor of the covariance of a Gaussian of the others: a
+matrix ``(N, d − h, d − h)``, or its diagonal."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,9 @@ class Target:
     """Draws of ten long chains ``(2000, d)``, for densities that are slow to differentiate."""
     held: int = 0
     """How many of the first coordinates stay as they are while the mode is looked for."""
+    outer: int = 0
+    """How many of the first coordinates, once known, leave the others Gaussian, or nearly so."""
+    conditional: Conditional | None = None
 
 
 def data_folder() -> Path | None:
@@ -158,20 +164,42 @@ def seeds(d: dict[str, Tensor]) -> Target:
 
     start = torch.zeros(26).double()
     start[0] = 2.0
+
+    def conditional(outer: Tensor) -> tuple[Tensor, Tensor]:
+        """Given τ and a the random effects are independent: Newton's method for each mode, and the curvature there."""
+        scale, fixed = (-outer[:, :1] / 2).exp(), outer[:, 1:] @ x.T
+        u = torch.zeros_like(fixed)
+        for _ in range(12):
+            p = (fixed + scale * u).sigmoid()
+            curvature = 1 + scale.square() * n * p * (1 - p)
+            u = u + ((scale * (r - n * p) - u) / curvature).clamp(-3, 3)
+        return u, curvature.rsqrt()
+
     # The joint mode is at an absurd scale of the random effects, far from the mass.
-    return Target("seeds", log_density, start, held=1)
+    return Target("seeds", log_density, start, held=1, outer=5, conditional=conditional)
 
 
 def eight_schools(db: dict[str, Tensor]) -> Target:
     y, sigma = (db[f"eight_schools_noncentered.data.{key}"] for key in ("y", "sigma"))
 
     def log_density(z: Tensor) -> Tensor:
-        effect, mu, log_tau = z[..., :8], z[..., 8:9], z[..., 9:]
+        log_tau, mu, effect = z[..., :1], z[..., 1:2], z[..., 2:]
         log_p = Normal(0.0, 1.0).log_prob(effect).sum(-1) + Normal(0.0, 5.0).log_prob(mu).squeeze(-1)
         half = (math.log(2) + Cauchy(0.0, 5.0).log_prob(log_tau.exp()) + log_tau).squeeze(-1)
         return log_p + half + Normal(mu + log_tau.exp() * effect, sigma).log_prob(y).sum(-1)
 
-    return Target("eight schools", log_density, torch.zeros(10).double(), -31.311347352293, "quadrature")
+    def conditional(log_tau: Tensor) -> tuple[Tensor, Tensor]:
+        """Given τ, mu and the effects are Gaussian exactly: a linear regression."""
+        tau = log_tau.exp().unsqueeze(-1)
+        ones = torch.ones(len(tau), 8, 1, dtype=tau.dtype)
+        design = torch.cat([ones, tau * torch.eye(8, dtype=tau.dtype)], -1) / sigma.unsqueeze(-1)
+        prior = torch.diag(torch.tensor([1 / 25.0, *[1.0] * 8], dtype=tau.dtype))
+        covariance = torch.linalg.inv(design.mT @ design + prior)
+        mean = (covariance @ design.mT @ (y / sigma).unsqueeze(-1)).squeeze(-1)
+        return mean, torch.linalg.cholesky(covariance)
+
+    start, truth = torch.zeros(10).double(), -31.311347352293
+    return Target("eight schools", log_density, start, truth, "quadrature", outer=1, conditional=conditional)
 
 
 def half_cauchy(sigma: Tensor) -> Tensor:
@@ -360,10 +388,22 @@ def gaussian_process(db: dict[str, Tensor]) -> Target:
         likelihood = (k * f - f.exp() - torch.lgamma(k + 1)).sum(-1)
         return log_p + Normal(0.0, 1.0).log_prob(e).sum(-1) + likelihood
 
+    def conditional(outer: Tensor) -> tuple[Tensor, Tensor]:
+        """Given the kernel's parameters e has a concave log-density: damped Newton steps to its mode."""
+        root = factor(outer[:, 0], outer[:, 1])
+        e = torch.zeros(len(outer), len(x), 1).double()
+        for _ in range(15):
+            rate = (root @ e).exp()
+            curvature = eye + root.mT @ (rate * root)
+            step = torch.cholesky_solve(root.mT @ (k.unsqueeze(-1) - rate) - e, torch.linalg.cholesky(curvature))
+            # A step that would multiply a rate by more than e² is shortened: exp overshoots from below.
+            e = e + step * (2 / (root @ step).abs().amax((1, 2), keepdim=True)).clamp_max(1)
+        return e.squeeze(-1), torch.linalg.cholesky(torch.linalg.inv(curvature))
+
     # The public draws of f have too few digits to be divided by a factor this close to singular.
     start = torch.zeros(2 + len(x)).double()
     start[:2] = torch.tensor([6.0, 2.0]).log()
-    return Target("gp_pois_regr", log_density, start)
+    return Target("gp_pois_regr", log_density, start, outer=2, conditional=conditional)
 
 
 def by_name(db: dict[str, Tensor], model: str, plain: tuple[str, ...], logs: tuple[str, ...] = ()) -> Tensor:

@@ -41,7 +41,7 @@ def lower_confidence_bound(log_weights: Tensor, confidence: float = 0.99) -> Ten
     with the wealth W of :mod:`iwbounds.certificates`. It holds for every number of samples and for any tail of the
     weights, infinite variance included, and also when n was chosen by looking at the weights (optional stopping).
     It uses the wealth after the last sample only, so the order of the samples does not matter; the larger of several
-    such bounds of one growing set of weights is a certificate too (:class:`BettingCertificate` takes it).
+    such bounds of one growing set of weights is a certificate too (``BettingCertificate`` takes it).
 
     The weights must be independent along axis 0, with mean p(x): draws of the proposal itself. The bound is void for
     smoothed weights, for dependent draws (quasi-random, stratified, chains; there, pass one log-mean-weight per

@@ -7,7 +7,7 @@ a GPU and break graphs.
 from __future__ import annotations
 
 from collections.abc import Callable
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, TypeAlias
 
 import torch
@@ -20,6 +20,7 @@ __all__ = [
     "check_log_density",
     "check_log_joint",
     "check_log_q",
+    "check_real",
     "check_same_kind",
     "check_structure",
     "check_whole_number",
@@ -48,6 +49,7 @@ def map_latents(function: Callable[..., Any], latents: Latents, *others: Any) ->
         return {key: map_latents(function, part, *_at(key, others)) for key, part in latents.items()}
     if isinstance(latents, tuple | list):
         parts = [map_latents(function, part, *_at(i, others)) for i, part in enumerate(latents)]
+        # A namedtuple takes its parts one by one, a tuple or list takes an iterable.
         return type(latents)(*parts) if hasattr(latents, "_fields") else type(latents)(parts)
     return function(latents, *others)
 
@@ -75,14 +77,33 @@ def check_whole_number(name: str, value: Any, least: int, hint: str = "") -> int
     >>> check_whole_number("order", np.int64(2), 0)
     2
     """
+    # bool is an Integral to Python, and True would pass for 1; 2.0 is not, nor is a one-element tensor.
     if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
         raise ValueError(f"expected {name} to be a whole number, {least} or more; got {value!r}. {hint}".rstrip())
     return int(value)
 
 
+def check_real(name: str, value: Any, hint: str = "") -> float:
+    """``value``, known to be a real number; those of numpy become Python's, booleans and tensors are refused.
+
+    Raises:
+        ValueError: another type; the message ends with ``hint``.
+
+    >>> import numpy as np
+    >>> check_real("alpha", np.float32(0.5)), check_real("alpha", 2)
+    (0.5, 2)
+    """
+    if type(value) is int or type(value) is float:
+        return value  # as it is: Renyi(2) prints as it was written
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise ValueError(f"expected {name} to be a number; got {value!r}. {hint}".rstrip())
+    return float(value)
+
+
 def check_structure(name: str, found: Any, expected: Any) -> None:
     """Raise ValueError where two nests of dicts and tuples do not have the same parts; dicts are matched by key."""
     if isinstance(expected, dict):
+        # Sets of keys, not sequences: a dict that lists its keys in another order is the same latents.
         if not isinstance(found, dict) or found.keys() != expected.keys():
             raise ValueError(
                 f"expected {name} to give a dict with the parts {sorted(map(str, expected))}; got {_shape_of(found)}."
@@ -125,6 +146,7 @@ def check_log_q(log_q: object, latents: Latents, batch_shape: tuple[int, ...] | 
 
 def check_leading_axes(leaves: list[Tensor], log_q: Tensor, batch_shape: tuple[int, ...] | None) -> None:
     """Raise ValueError where a latent's leading axes are not those of the log-densities, ``(num_samples, *batch)``."""
+    # The data axis of samples=torch.randn(3) would be taken for K; only a proposal that says its batch can tell.
     if batch_shape is not None and log_q.ndim <= len(batch_shape):
         raise ValueError(
             f"expected samples of shape (num_samples, *batch, *event) with the proposal's batch {tuple(batch_shape)}; "
@@ -132,6 +154,8 @@ def check_leading_axes(leaves: list[Tensor], log_q: Tensor, batch_shape: tuple[i
             "samples.unsqueeze(0) is one sample."
         )
     for leaf in leaves:
+        # A latent with fewer axes, or with a 1 where the batch has 3, would broadcast in the user's code, and DReG's
+        # derivative of a broadcast is that of a sum: silently wrong.
         if leaf.shape[: log_q.ndim] != log_q.shape:
             raise ValueError(
                 f"expected every latent to have the leading axes of the log-densities, {tuple(log_q.shape)} = "
@@ -170,6 +194,7 @@ def check_log_density(name: str, value: object, num_samples: int) -> Tensor:
         raise TypeError(f"{name} must return a tensor of shape (num_samples, *batch); got {type(value).__name__}.")
     if not value.is_floating_point():
         raise TypeError(f"{name} must return floating-point nats; got {value.dtype}. Convert it with .float().")
+    # The axis alone: the batch is known from log_q later, and its message then can name both shapes.
     if value.ndim == 0 or value.shape[0] != num_samples:
         raise ValueError(
             f"{name} must return shape (num_samples, *batch) with num_samples = {num_samples}; got "
@@ -199,6 +224,7 @@ def check_same_kind(log_p: Tensor, log_q: Tensor) -> None:
             f"log_joint must return a tensor on {log_q.device}, where the proposal's log_prob is; got "
             f"{log_p.device}. Move the model or the proposal."
         )
+    # Under autocast one of the two is often half: both are promoted to float32, which loses nothing.
     if full_precision(log_p.dtype) != full_precision(log_q.dtype):
         raise TypeError(
             f"log_joint must return the dtype of the proposal's log_prob, {log_q.dtype}; got {log_p.dtype}. "

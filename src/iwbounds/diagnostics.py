@@ -61,6 +61,7 @@ def pareto_k(log_w: Tensor) -> Tensor:
     tensor(-inf)
     """
     log_w = promoted(log_w.detach())
+    # One more than the tail: the excesses are measured from the largest weight that is not in it.
     largest = log_w.topk(min(tail_size(len(log_w)) + 1, len(log_w)), dim=0).values
     return pareto_k_of_largest(largest).to(log_w.dtype)
 
@@ -93,8 +94,10 @@ def pareto_k_of_largest(largest: Tensor) -> Tensor:
             starts.
     """
     if largest.shape[0] < 6:
+        # Two parameters from fewer than 5 points say nothing: NaN, which compares False with every threshold.
         return largest.new_full(largest.shape[1:], torch.nan, dtype=torch.float64)
     top = largest.double()
+    # k does not depend on the scale of the weights: relative to the largest none overflows.
     top = (top - finite_maximum(top, 0)).flip(0)
     excess = top[1:].exp() - top[:1].exp()
     k, _ = generalized_pareto(excess)
@@ -108,14 +111,18 @@ def generalized_pareto(excess: Tensor) -> tuple[Tensor, Tensor]:
     The shape is shrunk towards 0.5 as PSIS does; the scale is that of the shape before.
     """
     n, largest = excess.shape[0], excess[-1]
+    # The first quartile sets the scale of the grid; 0 where a quarter of the tail ties with its start.
     quartile = excess[(n + 2) // 4 - 1]
     quartile = torch.where(quartile > 0, quartile, excess.mean(0))
     m = 30 + int(math.sqrt(n))
+    # Zhang and Stephens' quadrature points of θ, denser where the profile likelihood has its mass.
     steps = 1 - (m / (torch.arange(1, m + 1, dtype=excess.dtype, device=excess.device) - 0.5)).sqrt()
     steps = steps.reshape(m, *[1] * largest.ndim)
     theta = 1 / largest + steps / (3 * quartile)
     shapes = torch.log1p(-theta.unsqueeze(1) * excess).mean(1)
     log_likelihood = n * ((-theta / shapes).log() - shapes - 1)
+    # The posterior mean of θ: smoother than its maximum, which need not exist.
     theta = (theta * normalized_weights(log_likelihood)).sum(0)
     shape = torch.log1p(-theta * excess).mean(0)
+    # As if 10 further excesses had the shape 0.5: short tails are pulled to the middle of the range.
     return (n * shape + 10 * 0.5) / (n + 10), -shape / theta

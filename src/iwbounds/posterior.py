@@ -23,6 +23,7 @@ __all__ = [
     "resample_indices",
     "self_normalized_mean",
     "take_samples",
+    "without_error",
 ]
 
 
@@ -71,6 +72,15 @@ def self_normalized_mean(log_w: Tensor, values: Any) -> Expectation:
     weights = weights.masked_fill(log_w.isneginf().all(0), torch.nan)
     pairs = map_latents(lambda f: _mean_and_error(weights, check_values(f, log_w.shape)), values)
     return Expectation(map_latents(lambda _, pair: pair[0], values, pairs), map_latents(_second, values, pairs))
+
+
+def without_error(found: Expectation) -> Expectation:
+    """NaN for a standard error: of draws that depend on each other, for which the formula would take each for new.
+
+    >>> without_error(Expectation(torch.tensor(1.0), torch.tensor(0.1)))
+    Expectation(mean=tensor(1.), standard_error=tensor(nan))
+    """
+    return found._replace(standard_error=map_latents(lambda e: torch.full_like(e, torch.nan), found.standard_error))
 
 
 def _second(_: Tensor, pair: tuple[Tensor, Tensor]) -> Tensor:

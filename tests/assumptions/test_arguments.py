@@ -40,9 +40,39 @@ def test_wrong_arguments_are_refused_by_name(options, message):
         iw.estimate(log_joint, Normal(LOC, 1.0), **options)
 
 
+SETTINGS = {
+    **{
+        f"{bound.__name__}({value!r})": (lambda bound=bound, value=value: bound(value), f"{name}.*number; got")
+        for bound, name in ((iw.Renyi, "alpha"), (iw.CIWAE, "beta"), (iw.CUBO, "order"), (iw.OVIS, "gamma"))
+        for value in ("0.5", True, None, torch.tensor(0.5))
+    },
+    "SUMO(decay=True)": (lambda: iw.SUMO(decay=True), "decay.*number"),
+    "RunningMean('x')": (lambda: iw.RunningMean("x"), "decay.*number"),
+    "TVO of strings": (lambda: iw.TVO(("0", "1")), "betas.*number"),
+    "ScoreFunction(3.0)": (lambda: iw.ScoreFunction(3.0), "baseline.*callable.*3.0"),
+    "VIMCO(bound)": (lambda: iw.VIMCO(iw.IWAE()), r"geometric.*True or False; got IWAE\(\)"),
+    "Reparameterized(8)": (lambda: iw.Reparameterized(8), "control_variate.*True or False; got 8"),
+}
+
+
+@pytest.mark.parametrize(("make", "message"), SETTINGS.values(), ids=SETTINGS)
+def test_settings_of_bounds_and_gradients_are_refused_by_name(make, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        make()
+
+
+def test_numbers_of_numpy_are_numbers():
+    assert iw.Renyi(np.float32(0.5)) == iw.Renyi(0.5)
+    assert repr(iw.CUBO(np.float64(2))) == "CUBO(order=2.0)"
+
+
 def test_swapped_arguments_are_refused():
     with pytest.raises(TypeError, match=r"log_joint to be a callable.*got Normal. It comes first"):
         iw.estimate(Normal(LOC, 1.0), log_joint)
+    with pytest.raises(TypeError, match=r"log_joint to be a callable.*got the class Linear"):
+        iw.estimate(torch.nn.Linear, Normal(LOC, 1.0))
+    with pytest.raises(TypeError, match=r"expected model to be a callable from data.*got Tensor. It comes first"):
+        iw.accumulate(torch.ones(3), lambda x: (log_joint, Normal(LOC, 1.0)))
     with pytest.raises(TypeError, match=r"expected proposal.*got log_joint.*swapped"):
         iw.estimate(log_joint, log_joint)
     with pytest.raises(TypeError, match=r"expected proposal.*got Normal.*Normal\(…\)"):

@@ -19,6 +19,12 @@ CASES = {
     "tvo": (iw.TVO(3), iw.DReG(), None),
     "eubo": (iw.EUBO(), iw.DReG(), None),
     "iwae": (iw.IWAE(), iw.DReG(), None),
+    "cubo": (iw.CUBO(2), iw.DReG(), None),
+    "renyi, negative": (iw.Renyi(-1.0), iw.DReG(), None),
+    "u-statistic": (iw.UStatistic(4), iw.DReG(), None),
+    "DReGWake of ELBO": (iw.IWAE(), iw.DReGWake(), iw.ELBO()),
+    "STL of ELBO": (iw.IWAE(), iw.STL(), iw.ELBO()),
+    "VIMCO of MIWAE": (iw.IWAE(), iw.VIMCO(), iw.MIWAE(4)),
 }
 
 

@@ -9,6 +9,7 @@ import torch
 from torch.distributions import Bernoulli, Normal
 
 import iwbounds as iw
+from tests.oracles.nodes import gauss_hermite_grid
 
 B, K = 4, 5
 ROLES = {"c": True, "d": False}
@@ -84,6 +85,40 @@ def test_a_pathwise_gradient_is_refused_whoever_draws(gradient):
     for options in ({}, {"samples": sample((K,))}):
         with pytest.raises(ValueError, match="not all parts of its samples are"):
             iw.estimate(log_joint, q, gradient=gradient, **options)
+
+
+def enumerated_gradient(kind, gradient):
+    """The expectation over both parts, one sample: enumeration of d, Gauss-Hermite nodes of c, exactly."""
+    (noise,), weights = gauss_hermite_grid(60, 1)
+    logit, loc = (torch.full((), value, dtype=torch.float64, requires_grad=True) for value in (0.4, 0.2))
+    d = torch.tensor([0.0, 1.0], dtype=torch.float64).repeat_interleave(len(noise))
+    noise, probability = noise.repeat(2), weights.repeat(2) * torch.where(d == 1, logit.sigmoid(), 1 - logit.sigmoid())
+    c = loc + d + noise
+    samples = {"c": c.unsqueeze(0).detach() if kind == "detached" else c.unsqueeze(0), "d": d.unsqueeze(0)}
+    q = iw.Proposal(
+        None,
+        lambda z: {
+            "c": Normal(loc + z["d"], 1.0).log_prob(z["c"]),
+            "d": Bernoulli(logits=logit).log_prob(z["d"]),
+        },
+        reparameterized=ROLES,
+    )
+    log_joint = lambda z: Normal(0.5 + z["d"], 0.7).log_prob(z["c"]) - 0.3 * z["d"]  # noqa: E731
+    if kind == "truth":
+        parts = q.log_prob(samples)
+        value = probability * (log_joint(samples) - parts["c"] - parts["d"])[0]
+    else:
+        value = probability.detach() * iw.estimate(log_joint, q, iw.ELBO(), gradient, samples=samples).value
+    return torch.stack(torch.autograd.grad(value.sum(), (logit, loc)))
+
+
+@pytest.mark.parametrize("gradient", [None, iw.ScoreFunction()], ids=repr)
+@pytest.mark.parametrize("kind", ["attached", "detached"])
+def test_a_given_part_without_its_graph_is_one_of_the_fixed_parts(kind, gradient):
+    """Its log-proposal then gets the score: half of its gradient was missing where it kept that of a path."""
+    truth = enumerated_gradient("truth", None)
+    torch.testing.assert_close(enumerated_gradient(kind, gradient), truth, rtol=1e-10, atol=1e-12)
+    assert (truth.abs() > 0.1).all()
 
 
 def test_a_part_that_carries_parameters_is_handed_on_as_it_is():

@@ -17,6 +17,7 @@ from torch.distributions import (
 )
 
 import iwbounds as iw
+from iwbounds.testing import ContractError, check_contract
 
 B, K = 3, 20
 
@@ -141,6 +142,27 @@ def test_transforms_with_a_cache_take_the_total_derivative_only(make):
     for options in ({"chunk_size": 4}, {"backward_samples": 4}):
         with pytest.raises(ValueError, match="hands slices"):
             iw.estimate(log_joint, make(p), **options)
+
+
+@pytest.mark.parametrize("gradient", [iw.DReG(), iw.STL()], ids=repr)
+@pytest.mark.parametrize("declared", [False, True])
+def test_a_cached_inverse_behind_callables_is_noticed(gradient, declared):
+    """Handed the very tensor, log q reaches its parameters past it: the slope at fixed parameters is not to be had."""
+    p = torch.full((B,), 0.3, requires_grad=True)
+    q = TransformedDistribution(Normal(p, 0.5), [TanhTransform(cache_size=1)])
+    proposal = iw.Proposal(q.rsample, q.log_prob, needs_own_samples=declared)
+    with pytest.raises(ValueError if declared else RuntimeError, match="total_derivative_only=True"):
+        iw.estimate(log_joint, proposal, gradient=gradient, num_samples=K).value.sum().backward()
+    if declared:
+        with pytest.raises(ContractError, match=r"how it was made \(a cached inverse\).*total_derivative_only=True"):
+            check_contract(log_joint, proposal)
+        check_contract(
+            log_joint, iw.Proposal(q.rsample, q.log_prob, needs_own_samples=True, total_derivative_only=True)
+        )
+
+
+def test_a_density_that_needs_its_own_samples_and_depends_on_them_keeps_the_contract():
+    check_contract(log_joint, Remembering(needs_own_samples=True).proposal())
 
 
 def test_a_cache_of_what_can_be_inverted_precisely_is_no_obstacle():

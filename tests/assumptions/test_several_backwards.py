@@ -111,20 +111,32 @@ def test_a_distributed_model_is_refused_where_there_would_be_several_backwards()
     assert iw.accumulate(module, x, num_samples=K).value.shape == (B,), "one backward is fine"
 
 
-@pytest.mark.parametrize("gradient", [None, iw.Reparameterized(), iw.VIMCO()], ids=repr)
+@pytest.mark.parametrize("gradient", [None, iw.STL(), iw.Reparameterized(), iw.VIMCO()], ids=repr)
 @pytest.mark.parametrize("options", [{}, {"chunk_size": 3}, {"backward_samples": 3}], ids=str)
-def test_a_second_backward_is_right_or_refused_in_a_sentence(gradient, options):
-    torch.manual_seed(0)
+@pytest.mark.parametrize("callables", [False, True], ids=["distribution", "callables"])
+def test_backwards_datum_by_datum_are_that_of_their_sum(callables, gradient, options):
+    loc = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+
+    def value():
+        torch.manual_seed(0)
+        q = Normal(loc, 1.0)
+        q = iw.Proposal(q.sample if gradient == iw.VIMCO() else q.rsample, q.log_prob) if callables else q
+        return iw.estimate(lambda z: -(z - 1).square(), q, gradient=gradient, num_samples=K, **options).value
+
+    (expected,) = torch.autograd.grad(value().sum(), loc)
+    found = value()
+    found[0].backward(retain_graph=True)
+    assert (loc.grad[1:] == 0).all()
+    found[1].backward(retain_graph=True)
+    found[2].backward()
+    torch.testing.assert_close(loc.grad, expected)
+
+
+@pytest.mark.parametrize("options", [{}, {"chunk_size": 3}], ids=str)
+def test_a_second_backward_of_a_graph_that_was_not_kept_is_refused_in_a_sentence(options):
     loc = torch.zeros(3, requires_grad=True)
-    value = iw.estimate(
-        lambda z: -(z - 1).square(), Normal(loc, 1.0), gradient=gradient, num_samples=K, **options
-    ).value
-    value[0].backward(retain_graph=True)
-    first = loc.grad.clone()
-    if gradient is None and "chunk_size" in options:  # whose log q is evaluated anew for its slope, and then freed
-        with pytest.raises(RuntimeError, match="supports one backward"):
-            value[1].backward()
-        return
-    value[1].backward()
-    assert loc.grad[1] != 0
-    assert torch.equal(loc.grad[0], first[0])
+    q = iw.Proposal(Normal(loc, 1.0).rsample, Normal(loc, 1.0).log_prob)
+    value = iw.estimate(lambda z: -(z - 1).square(), q, num_samples=K, **options).value
+    value[0].backward()
+    with pytest.raises(RuntimeError, match=r"retain_graph"):
+        value[1].backward()

@@ -105,3 +105,23 @@ def test_a_dead_first_sample_matters_only_where_its_coefficient_is_not_zero():
     two, three = iw.IWAE()(log_w[:2, 0]), iw.IWAE()(log_w[:, 0])
     torch.testing.assert_close(value[0], two + (three - two) * 2)
     assert value[1] == -torch.inf
+
+
+@pytest.mark.parametrize("gradient", [iw.DReG(), iw.VIMCO(), iw.ScoreFunction(), None], ids=repr)
+def test_value_and_gradient_are_of_one_draw_of_the_stops(gradient):
+    """Of every datum, the stop that has this gradient must have this value: each stop has its own."""
+    torch.manual_seed(1)
+    log_w = torch.randn(8, 50, dtype=torch.float64)
+    if gradient is None:
+        value, c, _ = iw.SUMO().differentiate(log_w)
+    else:
+        q = torch.distributions.Uniform(torch.zeros(50, dtype=torch.float64), 1.0)
+        at = torch.full_like(log_w, 0.5)
+        estimate = iw.estimate(lambda _: log_w, q, iw.SUMO(), gradient, samples=at)
+        value, c = estimate.value, estimate.coefficients.model
+    stopped = [iw.SUMO().stopped_at(torch.full((50,), stop)).differentiate(log_w) for stop in range(1, 9)]
+    same = torch.stack([(c - each.gradient).abs().amax(0) < 1e-10 for each in stopped])
+    expected = (same * torch.stack([each.value for each in stopped])).sum(0) / same.sum(0)
+    torch.testing.assert_close(value, expected, rtol=1e-10, atol=1e-10)
+    assert len(value.unique()) > 40
+    assert same.any(1).sum() > 2, "several stops were drawn"

@@ -95,12 +95,12 @@ def test_a_distribution_is_drawn_in_calls_of_a_size_that_does_not_depend_on_the_
             return super().rsample(shape)
 
     loc, scale = torch.zeros(2**15, requires_grad=True), torch.ones(2**15, requires_grad=True)
-    for size in (10, 31, 200):
+    for size in (31, 100):
         calls.clear()
-        value = iw.estimate(lambda z: -0.5 * z.square(), Counted(loc, scale), num_samples=300, chunk_size=size).value
-        assert calls == 8 * [32] + [44]
+        value = iw.estimate(lambda z: -0.5 * z.square(), Counted(loc, scale), num_samples=108, chunk_size=size).value
+        assert calls == 2 * [32] + [44]
         value.sum().backward()
-        assert sorted(calls) == sorted(3 * (8 * [32] + [44]))
+        assert sorted(calls) == sorted(3 * (2 * [32] + [44]))
 
 
 def test_nothing_is_held_between_forward_and_backward():

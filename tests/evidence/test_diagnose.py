@@ -83,6 +83,73 @@ def test_table_has_gradients_of_the_estimators_that_fit_and_touches_none():
     assert "signal/noise" in text
 
 
+def test_the_models_gradient_is_told_from_the_proposals():
+    """∂ log p/∂ shift = x − shift − z has mean x/2 − shift and variance 1/2 at the exact posterior, at K = 1."""
+
+    class Shifted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.shift, self.loc = (nn.Parameter(torch.zeros((), dtype=torch.float64)) for _ in range(2))
+
+        def forward(self, x):
+            log_joint = lambda z: Normal(0.0, 1.0).log_prob(z) + Normal(z + self.shift, 1.0).log_prob(x)  # noqa: E731
+            return log_joint, Normal(x / 2 + self.loc, 0.5**0.5)
+
+    torch.manual_seed(8)
+    found = diagnose(Shifted(), torch.full((1,), 2.0, dtype=torch.float64), (1, 100), parameters=[], repeats=500)
+    # 500 repeats: relative noise of 4 % at a ratio of √2.
+    assert found.model_snr[1] == pytest.approx(2**0.5, rel=0.15)
+    # At the exact posterior all weights are equal: the mean of 100 has a tenth of the noise.
+    assert found.model_snr[100] == pytest.approx(10 * 2**0.5, rel=0.15)
+    assert found.snr == {}
+    assert "\nmodel   " in str(found)
+    assert any("the model's gradient has a ratio" in line for line in found.reading)
+    assert diagnose(Shifted(), torch.zeros(1).double(), (1,), model_parameters=[], repeats=2).model_snr == {}
+
+
+class Latent(nn.Module):
+    """One decoder weight, and a proposal of the kind asked for, with a weight of its own."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind = kind
+        self.slope, self.loc = (nn.Parameter(torch.full((), 0.4, dtype=torch.float64)) for _ in range(2))
+
+    def forward(self, x):
+        def log_joint(z):
+            return Normal(0.0, 1.0).log_prob(z) + Normal(self.slope * z, 1.0).log_prob(x)
+
+        means = self.loc * x
+        q = {
+            "hierarchical": lambda: iw.HierarchicalProposal(
+                Normal(means, 0.5), lambda psi: Normal(psi, 0.8), lambda z: Normal(z / 2, 0.5), num_aux=2
+            ),
+            "semi-implicit": lambda: iw.HierarchicalProposal(Normal(means, 0.5), lambda psi: Normal(psi, 0.8), None, 2),
+            "quasi-random": lambda: iw.QuasiRandom(Normal(means, 1.0)),
+            "stratified": lambda: iw.StratifiedMixture(None, Normal(torch.stack([means, means + 1], -1), 1.0)),
+        }
+        return log_joint, q[self.kind]()
+
+
+@pytest.mark.parametrize(
+    ("kind", "gradients"),
+    [
+        ("hierarchical", [iw.Reparameterized(), iw.DReG(), iw.VIMCO()]),
+        ("semi-implicit", [iw.Reparameterized(), iw.DReG(), iw.VIMCO()]),
+        ("quasi-random", [iw.Reparameterized()]),
+        ("stratified", [iw.Reparameterized()]),
+    ],
+)
+def test_extended_proposals_are_diagnosed_too(kind, gradients):
+    torch.manual_seed(9)
+    model = Latent(kind)
+    found = diagnose(model, torch.linspace(-1, 1, 5).double(), (1, 4, 100), repeats=10)
+    assert list(found.snr) == list(map(repr, gradients))
+    assert set(found.snr[repr(iw.Reparameterized())]) == ({4, 100} if kind == "stratified" else {1, 4, 100})
+    assert found.model_snr[100] > found.model_snr[4] > 0
+    assert all(p.grad is None for p in model.parameters())
+
+
 def test_snr_of_a_gaussian_gradient_is_mean_over_deviation():
     """∂ log w / ∂ loc = m − loc − ε: ratio |m − loc|. 3000 repeats leave 3 % of noise at 1.5; ±0.15 is 3.5 of them."""
     loc = torch.tensor([0.5], dtype=torch.float64, requires_grad=True)

@@ -150,6 +150,27 @@ def test_a_hierarchical_proposal_is_evaluated_in_whole_blocks():
     assert (found[0].log_evidence - TRUTH[:30]).abs().max() < 0.3
 
 
+class StoppedError(Exception):
+    pass
+
+
+def breaking(after, count, failure=StoppedError):
+    """The model, until log_joint has been called so many times; ``count`` collects the samples of all calls."""
+
+    def build(x):
+        log_joint, q = model(x)
+
+        def log_joint_that_breaks(z):
+            if len(count) >= after:
+                raise failure
+            count.append(len(z))
+            return log_joint(z)
+
+        return log_joint_that_breaks, q
+
+    return build
+
+
 def test_a_hundred_thousand_samples_in_any_chunking_order_and_merge():
     whole = evaluate(DATA[:3], num_samples=100_000)
     assert_same(evaluate(DATA[:3], num_samples=100_000, chunk_size=83), whole)
@@ -159,6 +180,27 @@ def test_a_hundred_thousand_samples_in_any_chunking_order_and_merge():
     ]
     assert_same(parts[2].merge(parts[0], parts[1]), whole)
     assert_same(parts[0] + parts[1] + parts[2], whole)
+
+
+def test_a_hundred_thousand_samples_interrupted_resumed_and_merged_from_two_processes(tmp_path):
+    """The first process draws 60 000 samples, and is stopped on the way; the second one the others."""
+    script = """
+import sys, torch
+from tests.evidence.test_evaluate import DATA, StoppedError, breaking, evaluate, model
+first, count, stops, path = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+torch.manual_seed(first)
+options = {"num_samples": count, "first_sample": first, "state_file": path + ".state"}
+try:
+    evaluate(DATA[:3], breaking(stops, []), **options)
+except StoppedError:
+    assert stops == 17
+evaluate(DATA[:3], model, chunk_size=83 + first // 100, **options).save(path)
+"""
+    arguments = [("0", "60000", "17", str(tmp_path / "a.pt")), ("60000", "40000", "10000", str(tmp_path / "b.pt"))]
+    running = [subprocess.Popen([sys.executable, "-c", script, *a]) for a in arguments]
+    assert [process.wait() for process in running] == [0, 0]
+    first, second = (iw.EvidenceReport.load(a[-1]) for a in arguments)
+    assert_same(second + first, evaluate(DATA[:3], num_samples=100_000))
 
 
 @pytest.mark.parametrize("chunk_size", [1, 7, 50, 10_000])
@@ -187,27 +229,6 @@ evaluate(DATA[first:stop], first_datum=first).save(path)
     assert [process.wait() for process in running] == [0, 0]
     parts = [iw.EvidenceReport.load(path) for path in paths]
     assert_same(parts[1] + parts[0], evaluate())
-
-
-class StoppedError(Exception):
-    pass
-
-
-def breaking(after, count, failure=StoppedError):
-    """The model, until log_joint has been called so many times; ``count`` collects the samples of all calls."""
-
-    def build(x):
-        log_joint, q = model(x)
-
-        def log_joint_that_breaks(z):
-            if len(count) >= after:
-                raise failure
-            count.append(len(z))
-            return log_joint(z)
-
-        return log_joint_that_breaks, q
-
-    return build
 
 
 @pytest.mark.parametrize("failure", [StoppedError, KeyboardInterrupt])

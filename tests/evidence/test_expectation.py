@@ -6,9 +6,8 @@ from torch.distributions import Independent, Normal
 
 import iwbounds as iw
 from iwbounds.evidence.expectation import posterior_expectation
-from iwbounds.evidence.weighted import blocks
+from iwbounds.evidence.weighted import Weighted
 from iwbounds.posterior import pareto_smoothed, self_normalized_mean
-from iwbounds.proposals import as_proposal
 
 X = torch.tensor([0.3, 2.0, -1.4], dtype=torch.float64)
 
@@ -61,7 +60,7 @@ def test_any_chunking_gives_what_all_weights_at_once_give(chunk_size, smooth):
     torch.manual_seed(2)
     found = posterior_expectation(cut, q, f, 1_500, chunk_size, smooth)
     torch.manual_seed(2)
-    z = torch.cat(list(blocks(as_proposal(q), 1_500)))
+    z = torch.cat(list(Weighted.of(cut, q).blocks(1_500)))
     log_w = cut(z) - q.log_prob(z)
     expected = self_normalized_mean(pareto_smoothed(log_w) if smooth else log_w, f(z))
     for mine, theirs in zip(found, expected, strict=True):
@@ -113,9 +112,6 @@ def test_mistakes():
         posterior_expectation(log_joint, q, lambda z: z.sum(-1), 100)
     with pytest.raises(ValueError, match="at least 1"):
         posterior_expectation(log_joint, q, lambda z: z, 100, chunk_size=0)
-    hierarchy = iw.HierarchicalProposal(Normal(0.0, 1.0), lambda psi: Normal(psi, 1.0), num_aux=2)
-    with pytest.raises(TypeError, match="keep_samples"):
-        posterior_expectation(log_joint, hierarchy, lambda z: z, 100)
 
 
 def test_an_event_of_many_dimensions_is_averaged_whole():

@@ -193,9 +193,6 @@ def test_mistakes_in_the_draws():
     other = Normal(torch.zeros((), dtype=torch.float64), 1.0)
     with pytest.raises(ValueError, match="batch shape"):
         sandwich(lambda z: Normal(0.0, 1.0).log_prob(z), other, torch.zeros(10, 2, dtype=torch.float64))
-    hierarchy = iw.HierarchicalProposal(Normal(0.0, 1.0), lambda psi: Normal(psi, 1.0), num_aux=2)
-    with pytest.raises(TypeError, match="upper_bound"):
-        sandwich(log_joint, hierarchy, draws)
 
 
 def test_picture_shows_every_side():

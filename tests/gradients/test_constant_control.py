@@ -16,7 +16,7 @@ DOUBLE = torch.float64
 
 @cases(2, 3)
 def test_independent_draws(name, count):
-    model, bound = expectation.gaussian(count, {2: 48, 3: 30}[count]), BOUNDS[name]()
+    model, bound = expectation.gaussian(count, {2: 48, 3: 20}[count]), BOUNDS[name]()
     found = model.estimated(bound, iw.Reparameterized(control_variate=True))
     assert_same(model, found, model.truth(bound), 1e-8)
 

@@ -12,7 +12,9 @@ import iwbounds as iw
 pyplot = pytest.importorskip("matplotlib.pyplot", reason="pictures need matplotlib: pip install 'iwbounds[plots]'")
 
 from iwbounds.diagnostics import generalized_pareto  # noqa: E402
-from iwbounds.plots import plot_bound, plot_report, plot_weights  # noqa: E402
+from iwbounds.evidence import Diagnosis  # noqa: E402
+from iwbounds.evidence.diagnose import Row  # noqa: E402
+from iwbounds.plots import plot_bound, plot_report, plot_snr, plot_weights  # noqa: E402
 from tests.oracles.known_weights import exponential_iwae, exponential_log_weights  # noqa: E402
 
 
@@ -127,3 +129,19 @@ def test_a_missing_matplotlib_is_asked_for(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ImportError, match=r"pip install 'iwbounds\[plots\]'"):
         found.plot()
+
+
+def test_a_diagnosis_shows_bounds_and_every_ratio():
+    rows = tuple(Row(k, -1.0 - 1 / k, 0.1, math.nan if k == 1 else -1.0, k / 2, 0.3, 1 / k) for k in (1, 10, 100))
+    snr = {"DReG()": {1: 0.5, 10: 1.5}, "VIMCO()": {10: 0.0}}
+    found = Diagnosis(-2.0, rows, snr, 5, 0, {1: 2.0, 10: 6.0})
+    left, right = found.plot().axes
+    assert list(left.lines[1].get_ydata()) == [-2.0, -1.1, -1.01]
+    assert [line.get_label() for line in right.lines] == [
+        "proposal, DReG()",
+        "proposal, VIMCO() (1 at 0 or infinity)",
+        "model",
+    ]
+    assert list(right.lines[2].get_ydata()) == [2.0, 6.0]
+    (axis,) = plot_snr(Diagnosis(-2.0, rows, {}, 5, 0)).axes
+    assert "no parameters" in texts(axis)[0]

@@ -20,7 +20,7 @@ from torch.distributions import (
 )
 
 import iwbounds as iw
-from iwbounds.proposals.distributions import fixed_log_prob
+from iwbounds.proposals import as_proposal
 from tests.engine.test_large_k import PathAndScore
 
 B, D, K = 4, 3, 6
@@ -54,7 +54,7 @@ def test_same_density_and_slope_but_no_gradient_of_parameters(make):
     p = parameters()
     q = make(p)
     z = q.sample((K,)).requires_grad_()
-    log_q, fixed = q.log_prob(z), fixed_log_prob(q)(z)
+    log_q, fixed = q.log_prob(z), as_proposal(q).fixed_log_prob(z)
     assert torch.equal(fixed, log_q)
     (slope,) = torch.autograd.grad(log_q.sum(), z, retain_graph=True)
     found, of_parameters = torch.autograd.grad(fixed.sum(), (z, p), allow_unused=True)
@@ -94,7 +94,7 @@ class Shifted(Normal):
 
 @pytest.mark.parametrize("make", [Shifted, lambda p: Independent(Shifted(p), 1), lambda p: LogNormal(p, 1.0)])
 def test_what_may_hide_parameters_is_not_copied(make):
-    assert fixed_log_prob(make(torch.zeros(3, requires_grad=True))) is None
+    assert as_proposal(make(torch.zeros(3, requires_grad=True))).fixed_log_prob is None
 
 
 def test_density_with_detached_parameters_is_evaluated_once():

@@ -127,12 +127,15 @@ def wide(reverse: bool, inner: iw.Gradient | None = None) -> iw.HierarchicalProp
 
 
 @pytest.mark.parametrize(
-    ("reverse", "inner"),
-    [(True, None), (True, iw.Reparameterized()), (False, None)],
-    ids=["iwhvi", "iwhvi, no inner rule", "sivi"],
+    ("reverse", "inner", "gradient"),
+    [
+        *((True, None, gradient) for gradient in EVERY.values()),
+        (True, iw.Reparameterized(), iw.DReG()),
+        (False, None, iw.DReG()),
+    ],
+    ids=[*(f"iwhvi-{name}" for name in EVERY), "iwhvi, no inner rule-dreg", "sivi-dreg"],
 )
-@pytest.mark.parametrize("gradient", EVERY.values(), ids=EVERY)
-def test_peak_memory_does_not_grow_with_the_number_of_samples(gradient, reverse, inner) -> None:
+def test_peak_memory_does_not_grow_with_the_number_of_samples(reverse, inner, gradient) -> None:
     """All that grows is a few numbers per sample and datum: far less than what is kept without blocks."""
 
     def peak(count: int) -> int:

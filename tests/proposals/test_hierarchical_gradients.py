@@ -13,7 +13,7 @@ from iwbounds.proposals import HierarchicalProposal
 from tests.oracles.linear_gaussian import LinearHierarchy
 from tests.oracles.nodes import NodeNormal, gauss_hermite_grid
 
-POINTS = 9
+POINTS = 8
 BOUNDS = {"iwae": iw.IWAE(), "renyi(0.5)": iw.Renyi(0.5), "elbo": iw.ELBO()}
 ESTIMATORS = {
     "reparameterized": (iw.Reparameterized(), None),

@@ -83,8 +83,14 @@ RIGHT = {
 }
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
-@pytest.mark.parametrize("name", RIGHT)
+# The alarms were float32's rounding near a boundary, but for the two last, which were wrong in any precision.
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        *((name, torch.float32) for name in RIGHT),
+        *((name, torch.float64) for name in ("von mises", "correlation of two")),
+    ],
+)
 def test_no_false_alarm_on_right_proposals_near_boundaries_in_3_runs(name, dtype):
     """Each run has a false-fail rate of at most 1e-6: 3e-6 in all."""
     for seed in range(3):

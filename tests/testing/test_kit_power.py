@@ -161,8 +161,9 @@ def test_no_false_alarm_against_the_known_evidence_in_200_runs(bound):
     [GaussianModel(torch.ones(3, 2), torch.zeros(3), 0.5), FiniteModel(torch.randn(3), torch.randn(3, 4))],
     ids=["gaussian", "finite"],
 )
-def test_no_false_alarm_of_the_contract_in_100_runs(model):
-    for seed in range(100):
+def test_no_false_alarm_of_the_contract_in_40_runs(model):
+    """Faults of the kit alarmed in 30 % of runs or more; a rate of 11 % would be seen here with probability 0.99."""
+    for seed in range(40):
         torch.manual_seed(seed)
         x, _ = model.simulate(5)
         check_contract(lambda z: model.log_joint(x, z), model.proposal(x), x=x, seed=seed)  # noqa: B023

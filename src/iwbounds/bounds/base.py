@@ -111,6 +111,7 @@ class Bound(ABC):
         leaf = log_w.detach().requires_grad_()
         with torch.enable_grad():
             value = self(leaf)
+            # The sum over the batch: data do not interact, so its gradient holds every datum's own.
             (c,) = torch.autograd.grad(value.sum(), leaf, create_graph=path)
             c_minus_h = c.detach() - _curvature(c, leaf) if path else None
         return Derivatives(value.detach(), c.detach(), c_minus_h)
@@ -139,6 +140,7 @@ class Bound(ABC):
         values = []
         for k in range(log_w.shape[0]):
             replaced = log_w.clone()
+            # A copy for each k, one at a time: O(K) memory, where all at once would take O(K²).
             replaced[k] = fill[k]
             values.append(self(replaced))
         return torch.stack(values)
@@ -176,6 +178,7 @@ def refuse_final(cls: type, instead: str) -> None:
     without the reason for it.
     """
     for base in cls.__mro__[1:]:
+        # What typing.final leaves at run time; vars, as a subclass would inherit the attribute.
         if "__final__" in vars(base):
             raise TypeError(
                 f"expected {cls.__name__} to subclass no class that is final; got {base.__name__}. Subclass {instead}."
@@ -190,6 +193,7 @@ def reset_shortcuts(cls: type, root: type, rule: str, shortcuts: tuple[str, ...]
     """
     place = {name: _place(cls, name) for name in (rule, *shortcuts)}
     for name in shortcuts:
+        # The rule was redefined below the shortcut, and the shortcut is not the root's own.
         if place[rule] < place[name] < cls.__mro__.index(root):
             setattr(cls, name, vars(root)[name])
 

@@ -7,6 +7,7 @@ from typing import final
 
 from iwbounds.bounds.base import Direction
 from iwbounds.bounds.power_mean import PowerMean
+from iwbounds.checks import check_real
 
 __all__ = ["CIWAE"]
 
@@ -42,6 +43,9 @@ class CIWAE(PowerMean):
     direction = Direction.LOWER
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "beta", check_real("beta", self.beta, "0 is IWAE, 1 is the ELBO."))
+        # Outside, the combination is no longer convex: it could exceed IWAE, and the direction would be lost. NaN fails
+        # too.
         if not 0 <= self.beta <= 1:
             raise ValueError(f"expected beta in [0, 1]; got {self.beta}. 0 is IWAE, 1 is the ELBO.")
 

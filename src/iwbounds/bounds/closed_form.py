@@ -38,19 +38,23 @@ class ClosedForm(Bound):
                 f"iwbounds: torch.compile cannot trace {type(self).__name__}, whose steps depend on the weights. "
                 "Call it outside the compiled function, or use IncompleteUStatistic or Jackknife(1)."
             )
+        # A Function, rather than autograd through the combination: its intermediate tensors are many times the weights.
         value: Tensor = _ValueWithGradient.apply(self.checked(log_w), self)[0]  # type: ignore[no-untyped-call]
         return value
 
     def differentiate(self, log_w: Tensor, path: bool = False) -> Derivatives:
         at = self._at(self.checked(log_w).detach())
+        # All three from one combination, whose constructor does the work that they share.
         return Derivatives(at.value(), at.gradient(), at.path() if path else None)
 
     def _at(self, log_w: Tensor) -> _Shaped:
         # Many samples or large coefficients cancel: float64 whatever comes in.
+        # One batch axis. numel and not −1, which torch refuses for an empty batch.
         x = log_w.double().reshape(len(log_w), log_w[0].numel())
         dead = self.dead(x.detach())
         x = x.masked_fill(dead, 0.0)  # filled before any reduction, so that a dead datum gets no gradient from it
         shift = finite_maximum(x, 0)
+        # The bound is shift-equivariant: its combination may take the largest weight for 1, and overflow nowhere.
         return _Shaped(self.combination(x - shift), shift, dead, log_w)
 
 
@@ -90,6 +94,8 @@ class _ValueWithGradient(torch.autograd.Function):
         ctx.save_for_backward(log_w, c)
         ctx.save_for_forward(log_w)
         if c is not None:
+            # c leaves the forward as an output so that functorch sees it; its own derivative is taken by the backward
+            # anew.
             ctx.mark_non_differentiable(c)
 
     @staticmethod
@@ -111,5 +117,6 @@ class _ValueWithGradient(torch.autograd.Function):
         """A mapped axis is one more axis of the batch, whose data do not interact."""
         dim, _ = in_dims
         last = log_w.unsqueeze(-1).expand(*log_w.shape, info.batch_size) if dim is None else log_w.movedim(dim, -1)
+        # The mapped axis goes last, as the first is that of the samples.
         value, c = _ValueWithGradient.apply(last, bound)  # type: ignore[no-untyped-call]
         return (value, c), (value.ndim - 1, None if c is None else c.ndim - 1)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from iwbounds.bounds.base import Direction
 from iwbounds.bounds.power_mean import PowerMean
+from iwbounds.checks import check_real
 from iwbounds.logspace import promoted
 
 __all__ = ["CUBO"]
@@ -48,6 +49,7 @@ class CUBO(PowerMean):
     direction = Direction.NONE
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "order", check_real("order", self.order, "2 is the usual choice."))
         if not (self.order >= 1 and math.isfinite(self.order)):
             raise ValueError(f"expected a finite order of at least 1; got {self.order}. 2 is the usual choice.")
 
@@ -75,4 +77,5 @@ class CUBO(PowerMean):
         Edge cases: a −inf log-weight adds 0, with gradient 0. Overflows to +inf above about n log(w/s) = 88 in float32.
         """
         log_w = promoted(log_w)
+        # No maximum is taken out: it would depend on these weights, and the mean would no longer be unbiased.
         return torch.exp(self.power * (log_w - log_scale)).mean(0)

@@ -54,6 +54,8 @@ class Jackknife(ClosedForm):
     order: int
 
     def __post_init__(self) -> None:
+        # Frozen, hence set in this way: a numpy integer is kept as an int, so that repr and hash are those of
+        # Jackknife(1).
         object.__setattr__(self, "order", check_whole_number("order", self.order, 0, "0 is IWAE."))
         if self.order > _HIGHEST:
             raise ValueError(
@@ -82,12 +84,15 @@ class Jackknife(ClosedForm):
         return self.order <= 1
 
     def dead(self, x: Tensor) -> Tensor:
+        # Some set without m of the samples then has no living weight, and its logarithm enters the sum.
         return x.isneginf().sum(0) >= len(x) - self.order
 
     def combination(self, x: Tensor) -> LogSums:
         count = len(x)
         # Each set without j samples has an equal part of the coefficient c_j.
         per_set = [c / math.comb(count, j) for j, c in enumerate(_coefficients(count, self.order))]
+        # Order 1 leaves out single samples: every set is at hand in O(K), in plain operations that a compiler can
+        # trace.
         return LeaveOneOut(x, per_set) if self.order == 1 else LeaveOut(x, per_set)
 
 

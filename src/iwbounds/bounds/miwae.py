@@ -41,6 +41,8 @@ class BlockAverage(Bound):
         """For each of ``count`` samples, the sum of what belongs to it in ``x`` ``(M, n, *batch)``."""
 
     def __call__(self, log_w: Tensor) -> Tensor:
+        # sample_mean, as the average of blocks of which one is −inf has to be −inf with gradient 0, where torch's mean
+        # has NaN.
         return sample_mean(log_mean_exp(self.blocks(self.checked(log_w)), 1))
 
     def differentiate(self, log_w: Tensor, path: bool = False) -> Derivatives:
@@ -99,6 +101,7 @@ class MIWAE(BlockAverage):
 
     def check_count(self, num_samples: int) -> None:
         if num_samples % self.groups:
+            # Never 0: fewer samples than groups are raised to one for each.
             near = max(1, round(num_samples / self.groups)) * self.groups
             raise ValueError(
                 f"{self!r} needs a number of samples that {self.groups} divides; got {num_samples}. Use num_samples="
@@ -106,6 +109,8 @@ class MIWAE(BlockAverage):
             )
 
     def blocks(self, x: Tensor) -> Tensor:
+        # Consecutive samples, so that the groups are a view; samples are exchangeable, and any other cut has the same
+        # law.
         return x.reshape(self.groups, len(x) // self.groups, *x.shape[1:])
 
     def sum_over_blocks(self, x: Tensor, count: int) -> Tensor:  # noqa: ARG002
@@ -121,6 +126,8 @@ class MIWAE(BlockAverage):
     def replace_each(self, log_w: Tensor, fill: Tensor) -> Tensor:
         groups, fills = self.blocks(self.checked(log_w)), self.blocks(fill)
         if groups.shape[1] > 1:
+            # Within each group at once: the function replaces along its first axis, which the samples of a group are
+            # brought to. A group of one is replaced as a whole, and its fill is its new value.
             fills = power_mean_replacing_each(groups.transpose(0, 1), fills.transpose(0, 1), 1.0).transpose(0, 1)
         return (self._others(groups) + fills / self.groups).flatten(0, 1)
 
@@ -129,4 +136,6 @@ class MIWAE(BlockAverage):
         averages = log_mean_exp(groups, 1).unsqueeze(1)
         if self.groups == 1:
             return torch.zeros_like(averages)
+        # (Σ of the others)/M is their mean times (M − 1)/M: a mean left one out is had without subtracting from the
+        # sum, in which a −inf block could not be subtracted again.
         return leave_one_out_mean(averages) * ((self.groups - 1) / self.groups)

@@ -67,11 +67,13 @@ class PowerMean(Bound):
         """(p, s), the ELBO being (1, 1); None at infinite power."""
         if self.power == 0:
             return 1.0, 1.0
+        # A kernel computes (1 − s) log-power-mean + s ELBO for any finite p; s = 1 makes its p irrelevant, so that the
+        # ELBO needs no kernel of its own.
         return (self.power, self.elbo_part) if self.smooth else None
 
     @property
     def _is_iwae(self) -> bool:
-        return self.power_mean == (1.0, 0.0)
+        return self.power == 1 and not self.elbo_part
 
     def __call__(self, log_w: Tensor) -> Tensor:
         log_w = self.checked(log_w)
@@ -79,6 +81,7 @@ class PowerMean(Bound):
             return log_mean_exp(log_w)
         if not self.elbo_part:
             return log_power_mean(log_w, self.power)
+        # The ELBO's part needs every weight alive; the IWAE part alone would not. Detached: a mask has no derivative.
         dead = log_w.detach().isneginf().any(0)
         # A dead datum is filled before the reductions, so that neither of them gives it a gradient.
         log_w = log_w.masked_fill(dead, 0.0)
@@ -91,10 +94,12 @@ class PowerMean(Bound):
         if not self.smooth:
             value, c, _ = super().differentiate(log_w)
             return Derivatives(value, c, c if path else None)  # between the jumps h is 0
+        # On a GPU one kernel reads the weights once for value, c and c − h, where the lines below read them five times.
         if abs(self.power) <= _LARGEST_KERNEL_POWER and served_by_kernel(log_w):
             return self._by_kernel(log_w, path)
         value, v = self._value_and_weights(log_w)
         if self._is_iwae:
+            # c − h = w̃ − w̃(1 − w̃): written as the product it is, nothing cancels where one weight has it all.
             return Derivatives(value, v, v * v if path else None)
         part_of_path = power_path_weights(v, self.power) if path else None
         if self.elbo_part:
@@ -102,6 +107,7 @@ class PowerMean(Bound):
         return Derivatives(value, v, part_of_path)
 
     def _by_kernel(self, log_w: Tensor, path: bool) -> Derivatives:
+        # Imported here, as it brings Triton along, which takes 0.2 s and is of use on a GPU alone.
         from iwbounds.kernels import fused_bound
 
         found = fused_bound(log_w, self.power, self.elbo_part, path=path)
@@ -109,6 +115,7 @@ class PowerMean(Bound):
 
     def _value_and_weights(self, log_w: Tensor) -> tuple[Tensor, Tensor]:
         if self._is_iwae or self.elbo_part:
+            # One pass over the weights for both; with an ELBO part the value is not used, and v is that of p = 1.
             return log_mean_exp_with_weights(log_w)
         return log_power_mean(log_w, self.power), power_weights(log_w, self.power)
 
@@ -120,6 +127,7 @@ class PowerMean(Bound):
             for x in (v, part_of_path)
         )
         assert c is not None
+        # The value once more from __call__, which has the rounding-safe form.
         return Derivatives(self(log_w), c, path)
 
     def leave_one_out(self, log_w: Tensor, geometric: bool = False) -> Tensor:
@@ -135,4 +143,5 @@ class PowerMean(Bound):
         if not self.elbo_part:
             return replaced
         elbo = power_mean_replacing_each(log_w, fill, 0.0)
+        # Where the ELBO is −inf the difference is inf − inf or +inf: the sum must be −inf, not NaN.
         return elbo + (1 - self.elbo_part) * (replaced - elbo).masked_fill(elbo.isneginf(), 0.0)

@@ -8,6 +8,7 @@ from typing import final
 
 from iwbounds.bounds.base import Direction
 from iwbounds.bounds.power_mean import PowerMean
+from iwbounds.checks import check_real
 
 __all__ = ["Renyi"]
 
@@ -31,7 +32,7 @@ class Renyi(PowerMean):
     Edge cases: for α ≥ 1, any −inf log-weight makes the value −inf, with gradient 0.
 
     Raises:
-        ValueError: ``alpha`` is NaN.
+        ValueError: ``alpha`` is no number, or NaN.
 
     References: Li and Turner (2016), Rényi Divergence Variational Inference, arXiv:1602.02311, eq. 6. Daudel, Benton,
     Shi and Doucet (2023), Alpha-divergence Variational Inference Meets Importance Weighted Auto-Encoders,
@@ -45,8 +46,12 @@ class Renyi(PowerMean):
     alpha: float
 
     def __post_init__(self) -> None:
+        hint = "Use alpha=0 for IWAE, alpha=1 for the ELBO."
+        object.__setattr__(self, "alpha", check_real("alpha", self.alpha, hint))
+        # Infinite orders have a meaning (the largest and the smallest weight); NaN has none, and would compare False
+        # below.
         if math.isnan(self.alpha):
-            raise ValueError("expected a real alpha or ±infinity; got NaN. Use alpha=0 for IWAE, alpha=1 for the ELBO.")
+            raise ValueError(f"expected a real alpha or ±infinity; got NaN. {hint}")
 
     @property
     def power(self) -> float:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from iwbounds.bounds.base import Bound, Derivatives, Direction
 from iwbounds.bounds.closed_form import ClosedForm
-from iwbounds.checks import check_whole_number
+from iwbounds.checks import check_real, check_whole_number
 from iwbounds.logspace.log_sums import LogSums
 
 __all__ = ["SUMO", "StoppedSUMO"]
@@ -71,6 +71,7 @@ class SUMO(Bound):
     def __post_init__(self) -> None:
         for name in ("start", "alpha"):
             object.__setattr__(self, name, check_whole_number(name, getattr(self, name), 1))
+        object.__setattr__(self, "decay", check_real("decay", self.decay, "The paper uses 0.9."))
         if not 0 < self.decay < 1:
             raise ValueError(f"expected decay in (0, 1); got {self.decay}. The paper uses 0.9.")
 
@@ -109,13 +110,16 @@ class SUMO(Bound):
         >>> stops.min(), (stops >= 2).float().mean()
         (tensor(1), tensor(0.5000))
         """
+        # In (0, 1], as a T drawn from u = 0 would be infinite. float64, or the tail would end at 24 bits.
         u = 1.0 - torch.rand(tuple(batch_shape), dtype=torch.float64, generator=generator, device=device)
+        # The inverse of the survival function: below 1/α it is α + log(α u)/log δ.
         geometric = self.alpha + (self.alpha * u).log() / math.log(self.decay)
         steps = torch.where(u * self.alpha > 1, 1.0 / u, geometric)
         return self.start - 1 + steps.floor().long()
 
     def survival(self, count: int) -> Tensor:
         """P(T ≥ k) for k = 1, …, ``count``, float64."""
+        # The first m samples count for certain: survival 1, hence i = 1 for all of them.
         steps = (torch.arange(1, count + 1, dtype=torch.float64) - (self.start - 1)).clamp_min(1.0)
         return torch.where(steps < self.alpha, 1.0 / steps, self.decay ** (steps - self.alpha) / self.alpha)
 
@@ -142,6 +146,7 @@ class StoppedSUMO(ClosedForm):
         return self.sumo.min_samples
 
     def dead(self, x: Tensor) -> Tensor:
+        # Only prefixes that enter the sum: later samples may be dead.
         used = self._coefficients(len(x)) != 0
         return (x.isneginf().cumprod(0).bool() & used).any(0)
 
@@ -156,6 +161,7 @@ class StoppedSUMO(ClosedForm):
         # Far out the survival underflows, and differences of infinite factors would be NaN.
         counted = (k >= self.sumo.start) & (k <= stops) & (k < count) & (survival >= _LEAST_SURVIVAL)
         factors = torch.where(counted, 1.0 / survival, 0.0)
+        # Σ_k f_k (L_{k+1} − L_k), sorted by L_k: L_k has the factor of the step before less its own.
         before = torch.cat([torch.zeros_like(factors[:1]), factors[:-1]])
         return (k == self.sumo.start).double() + before - factors
 
@@ -178,5 +184,7 @@ class _PrefixSums(LogSums):
 
     def _signed(self, exponent: int, sign: float) -> Tensor:
         """Σ_{k≥j} a_k (w_j / S_k)^exponent over the coefficients of one sign, summed from the back in log-space."""
+        # Apart by sign, as a logarithm takes no negative coefficient; one of the other sign counts as 1e-300, which is
+        # 0.
         part = (sign * self._coefficients).clamp_min(1e-300).log()
         return (exponent * self._x + (part - exponent * self._log_sums).flip(0).logcumsumexp(0).flip(0)).exp()

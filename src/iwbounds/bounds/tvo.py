@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from iwbounds.bounds.base import Bound, Derivatives, Direction
-from iwbounds.checks import check_whole_number
+from iwbounds.checks import check_real, check_whole_number
 from iwbounds.logspace import finite_maximum
 from iwbounds.logspace.power import tempered_derivatives, tempered_mean, tempered_mean_replacing_each
 
@@ -41,11 +41,14 @@ class Tempered(Bound):
         dead = self._dead(log_w)
         # A dead datum is filled before the reductions, so that no term gives it a gradient.
         log_w = log_w.masked_fill(dead, 0.0)
+        # Each tempered mean is taken relative to the largest weight, and as the ω add up to one, that is added back
+        # once: sums of terms of size 1e7 would lose the differences between them.
         return (finite_maximum(log_w, 0).squeeze(0) + self._sum(log_w, tempered_mean)).masked_fill(dead, -torch.inf)
 
     def differentiate(self, log_w: Tensor, path: bool = False) -> Derivatives:
         log_w = self.checked(log_w).detach()
         dead = self._dead(log_w)
+        # c and c − h side by side, since both are weighted sums over the same nodes.
         both = self._sum(log_w.masked_fill(dead, 0.0), lambda x, beta: torch.stack(tempered_derivatives(x, beta)))
         c, c_minus_h = both.masked_fill(dead, 0.0)
         return Derivatives(self(log_w), c, c_minus_h if path else None)
@@ -81,7 +84,7 @@ class TVO(Tempered):
               L_\text{right} = \sum_{t=0}^{T-1} (\beta_{t+1}-\beta_t)\,S_{\beta_{t+1}}, \qquad
               S_\beta=\sum_k \operatorname{softmax}(\beta\log w)_k\log w_k,
 
-    and ``trapezoid`` is their mean. Derivatives: :class:`Tempered`.
+    and ``trapezoid`` is their mean. Derivatives: ``Tempered``.
 
     Direction: lower on the left, at every K: for any fixed weights it is at most IWAE. The right side is at least IWAE,
     which does not make it an upper bound at finite K; right and trapezoid: none. One interval on the left is the ELBO,
@@ -116,7 +119,8 @@ class TVO(Tempered):
             hint = "1 on the left is the ELBO. Or give the partition itself, such as (0.0, 0.1, 1.0)."
             object.__setattr__(self, "betas", check_whole_number("betas", given, 1, hint))
             return
-        object.__setattr__(self, "betas", tuple(float(beta) for beta in given))
+        object.__setattr__(self, "betas", tuple(float(check_real("every one of betas", beta)) for beta in given))
+        # Exactly 0 and 1: S_0 and S_1 are the ELBO and the EUBO, between which the areas add up to log p(x).
         if len(self.partition) < 2 or self.partition[0] != 0 or self.partition[-1] != 1:
             raise ValueError(f"expected a partition that starts at 0 and ends at 1; got {self.partition}.")
         if not all(low < high for low, high in pairwise(self.partition)):
@@ -126,6 +130,7 @@ class TVO(Tempered):
     def partition(self) -> tuple[float, ...]:
         """β_0 = 0 < … < β_T = 1."""
         if isinstance(self.betas, int):
+            # A quotient for each, not steps added up: the last is exactly 1.
             return tuple(t / self.betas for t in range(self.betas + 1))
         return tuple(self.betas)
 
@@ -197,5 +202,6 @@ def log_spaced_partition(intervals: int, smallest: float = 0.025) -> tuple[float
     intervals = check_whole_number("intervals", intervals, 2, "Use TVO(1) for the ELBO.")
     if not 0 < smallest < 1:
         raise ValueError(f"expected smallest in (0, 1); got {smallest}.")
+    # The two ends are written, not computed: rounding would move them off β₁ and 1.
     inner = [math.exp(math.log(smallest) * (intervals - t) / (intervals - 1)) for t in range(2, intervals)]
     return (0.0, smallest, *inner, 1.0)

@@ -65,6 +65,7 @@ class UStatistic(ClosedForm):
         return self.size
 
     def dead(self, x: Tensor) -> Tensor:
+        # A set of n dead samples is among the sets that are averaged.
         return x.isneginf().sum(0) >= self.size
 
     def combination(self, x: Tensor) -> SubsetAverages:
@@ -118,10 +119,13 @@ class IncompleteUStatistic(BlockAverage):
         return self.size
 
     def blocks(self, x: Tensor) -> Tensor:
+        # Samples that a permutation leaves over are in no block of it: their coefficient is that of the other
+        # permutations.
         return x[self._indices(len(x)).to(x.device)]
 
     def sum_over_blocks(self, x: Tensor, count: int) -> Tensor:
         indices = self._indices(count).flatten().to(x.device)
+        # A sample is in one block of each permutation at most, and in several over all: hence a sum, not an assignment.
         return x.new_zeros(count, *x.shape[2:]).index_add(0, indices, x.flatten(0, 1))
 
     def _indices(self, count: int) -> Tensor:

@@ -122,8 +122,10 @@ class UMLMC(Bound):
         """A deterministic lower bound for given weights ``(K, *batch)``: ℓ drawn among those that K samples allow."""
         self.check_count(len(log_w))
         doublings = (len(log_w) // self.base_size).bit_length() - 1
+        # Level ℓ takes n₀ 2^{ℓ+1} samples: one doubling more than ℓ.
         highest = doublings - 1 if self.max_level is None else min(doublings - 1, self.max_level)
         if highest < 0:
+            # Too few for even one difference: the base term alone, from all of the samples.
             return UStatistic(self.base_size)
         level = _draw(highest, None)
         return UMLMCLevel(self, level, 1 / _probability(level, highest), Direction.LOWER)
@@ -167,6 +169,8 @@ class UMLMCLevel(Bound):
         """Coefficients, which add up to one, and bounds."""
         subsets = self._subsets()
         if self.level == 0:
+            # At ℓ = 0 the base term and the difference share U: L_{2n}/p + U (1 − 1/p). The base as the U-statistic of
+            # all 2n samples has the least variance.
             return [(self.weight, IWAE()), (1 - self.weight, subsets)]
         return [(1.0, MIWAE(2 ** (self.level + 1))), (self.weight, IWAE()), (-self.weight, subsets)]
 
@@ -190,6 +194,7 @@ class UMLMCLevel(Bound):
         def summed(parts: list[Tensor]) -> Tensor:
             total = sum(a * part for (a, _), part in zip(self.terms(), parts, strict=True))
             result = torch.zeros_like(log_w)
+            # Samples beyond 2n keep coefficient 0: they were drawn, and are not used.
             result[: self.min_samples] = torch.as_tensor(total).masked_fill(dead, 0.0).to(log_w.dtype)
             return result
 
@@ -220,5 +225,6 @@ def _draw(highest: int | None, generator: torch.Generator | None) -> int:
     device = "cpu" if generator is None else generator.device
     u = torch.rand((), dtype=torch.float64, generator=generator, device=device).item()
     mass = 1.0 if highest is None else 1 - _RATIO ** (highest + 1)
+    # P(ℓ ≥ j) = _RATIO^j. log1p, as u near 0 makes 1 − u round to 1.
     level = math.floor(math.log1p(-u * mass) / math.log(_RATIO))
     return level if highest is None else min(level, highest)  # u * mass may round up to mass

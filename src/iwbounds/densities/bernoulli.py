@@ -64,13 +64,16 @@ def _plain(logits: Tensor, x: Tensor) -> Tensor:
     """The same in transparent torch code, smooth at 0 for derivatives of any order."""
     dtype = full_precision(logits.dtype)
     logits, x = logits.to(dtype), x.to(dtype)
+    # Not |l|, whose derivative at 0 is 0: the kink would show in second derivatives of an untrained decoder.
     found = (x * F.logsigmoid(logits) + (1 - x) * F.logsigmoid(-logits)).sum(-1)
+    # Both arguments shared by all samples: one row, as the caller's shape has it.
     return found if found.ndim == 2 else found.unsqueeze(0)
 
 
 class _Bernoulli(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, x: Tensor, kernel: bool) -> Tensor:
+        # The arguments alone, which the caller holds anyway: the sigmoid is recomputed rather than kept.
         ctx.save_for_backward(logits, x)
         ctx.kernel = kernel
         batch, events = x.shape[-2:]
@@ -81,6 +84,7 @@ class _Bernoulli(torch.autograd.Function):
 
             launch_bernoulli(logits.expand(samples, -1, -1), x.expand(samples, -1, -1), out)
             return out
+        # Data that all samples share are converted once, not once in each block.
         sign = 2 * x.to(out.dtype) - 1 if x.ndim == 2 else None
         for s, b in blocks(samples, batch, events):
             y = 2 * block_of(x, s, b, out.dtype) - 1 if sign is None else sign[b]
@@ -91,6 +95,8 @@ class _Bernoulli(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (logits, x), needed = ctx.saved_tensors, ctx.needs_input_grad[:2]
         if torch.is_grad_enabled():
+            # A second derivative is asked for (create_graph): rare enough to be served by autograd through the plain
+            # form.
             return *gradients_with_graph(_plain, (logits, x), needed, grad), None
         to_logits = _grad_of_logits(logits, x, grad, ctx.kernel) if needed[0] else None
         return to_logits, _grad_of_x(logits, x, grad) if needed[1] else None, None
@@ -99,6 +105,7 @@ class _Bernoulli(torch.autograd.Function):
 def _log_density(logits: Tensor, y: Tensor) -> Tensor:
     """With n = −|l|, the sum of (y l + n) / 2 + log(1 − σ(n)): the logistic is torch's cheapest exponential."""
     softening = logits.abs().neg_()
+    # Fused and in place: the pass is bound by memory, and each temporary would be one more trip.
     twice = torch.addcmul(softening, logits, y)
     softening.sigmoid_().neg_().log1p_()
     return twice.add_(softening, alpha=2).sum(-1).mul_(0.5)
@@ -107,6 +114,7 @@ def _log_density(logits: Tensor, y: Tensor) -> Tensor:
 def _grad_of_logits(logits: Tensor, x: Tensor, grad: Tensor, kernel: bool) -> Tensor:
     """g (x − σ(l)), summed over the samples where the logits are shared by them."""
     if logits.ndim == 2:
+        # Σ_s g x − σ(l) Σ_s g: the logits are shared, so the sigmoid is taken once and the samples only summed.
         of_x = torch.einsum("sb,sbd->bd", grad, x.to(grad.dtype)) if x.ndim == 3 else x * grad.sum(0).unsqueeze(-1)
         return (of_x - logits.to(grad.dtype).sigmoid() * grad.sum(0).unsqueeze(-1)).to(logits.dtype)
     out = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
@@ -115,6 +123,7 @@ def _grad_of_logits(logits: Tensor, x: Tensor, grad: Tensor, kernel: bool) -> Te
 
         launch_bernoulli_backward(grad, logits, x.expand_as(logits), out)
         return out
+    # Half types are computed in float32 and rounded at the end.
     in_place = out.dtype == grad.dtype
     for s, b in blocks(*logits.shape):
         block = block_of(logits, s, b, grad.dtype)

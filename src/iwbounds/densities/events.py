@@ -32,6 +32,8 @@ def arrange(event_dims: int, **arguments: Tensor) -> tuple[list[Tensor], torch.S
         raise ValueError(f"expected event_dims between 1 and {len(full)}, the axes of the arguments; got {event_dims}.")
     dtype = _common_dtype(arguments)
     lead, event = full[: len(full) - event_dims], full[len(full) - event_dims :]
+    # The axes that the longest of the shorter arguments still has are the batch B; those in front of it, S, are the
+    # samples that all shorter ones share.
     shorter = [max(t.ndim - event_dims, 0) for t in arguments.values() if t.ndim < len(full)]
     base = lead[len(lead) - max(shorter) :] if shorter else torch.Size()
     shared = (math.prod(base), math.prod(event))
@@ -44,6 +46,7 @@ def arrange(event_dims: int, **arguments: Tensor) -> tuple[list[Tensor], torch.S
 
 def _largest_shape(arguments: dict[str, Tensor]) -> torch.Size:
     """The shape that has all the axes, known to end in the shape of every argument."""
+    # The largest by number of axes, so that (1, D) is not taken for a broadcastable (K, D): sizes must agree.
     most = max(t.ndim for t in arguments.values())
     full = next(t.shape for t in arguments.values() if t.ndim == most)
     for name, t in arguments.items():
@@ -66,6 +69,7 @@ def _common_dtype(arguments: dict[str, Tensor]) -> torch.dtype:
 
 def blocks(samples: int, batch: int, events: int) -> Iterator[tuple[slice, slice]]:
     """Slices of samples and of data whose events together make about ``BLOCK`` entries."""
+    # Whole events always: they are what is summed. An event above BLOCK is a block by itself.
     data = max(1, min(batch, BLOCK // max(events, 1)))
     step = max(1, BLOCK // max(data * events, 1))
     for s in range(0, samples, step):

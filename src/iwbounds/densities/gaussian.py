@@ -50,6 +50,7 @@ def diagonal_gaussian(
     >>> diagonal_gaussian(torch.zeros(5, 2, 3), 0.0, torch.zeros(2, 3))[0]
     tensor([-2.7568, -2.7568])
     """
+    # A number takes z's precision; a tensor keeps its own, so that float32 among float64 is found and refused.
     mean, log_scale = (torch.as_tensor(t, dtype=_number(t, z), device=z.device) for t in (mean, log_scale))
     arguments, lead = arrange(event_dims, z=z, mean=mean, log_scale=log_scale)
     if plain_only(*arguments) and not kernel:
@@ -81,6 +82,7 @@ class _Gaussian(torch.autograd.Function):
         ctx.save_for_backward(z, mean, log_scale)
         ctx.kernel = kernel
         arguments, (batch, events) = (z, mean, log_scale), z.shape[-2:]
+        # At least one argument has the sample axis: if none had, all would be shared and the plain form had served.
         samples = max(t.shape[0] if t.ndim == 3 else 0 for t in arguments)
         out = z.new_empty((samples, batch), dtype=full_precision(z.dtype))
         if kernel:

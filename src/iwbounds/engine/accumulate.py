@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, TypeAlias
 
 import torch
@@ -20,6 +21,7 @@ from iwbounds.bounds import IWAE, Bound
 from iwbounds.checks import Latents, check_latents, check_whole_number, latent_leaves, map_latents
 from iwbounds.engine.chunks import run_in_two_passes
 from iwbounds.engine.estimate import run
+from iwbounds.engine.ranks import Ranks
 from iwbounds.engine.request import DEFAULT_NUM_SAMPLES, Request, complete
 from iwbounds.engine.result import Estimate
 from iwbounds.gradients import Gradient
@@ -48,6 +50,7 @@ def accumulate(
     backward_samples: int | None = None,
     samples: Latents | None = None,
     scaled_likelihood: bool = False,
+    process_group: Any = None,
 ) -> Estimate:
     r"""Add the gradient of −mean(value) over a batch to ``.grad``, holding few samples in memory at once.
 
@@ -65,6 +68,11 @@ def accumulate(
             :func:`iwbounds.estimate`.
         chunk_size: the parts are of so many samples of more data, and every sample is evaluated twice.
         samples: as in :func:`iwbounds.estimate`; sliced along their batch axis.
+        process_group: a ``torch.distributed`` group whose ranks share the *data*: ``x`` is this rank's part of the
+            batch, of any size, and the mean is over all of it. What is added to ``.grad`` is this rank's part of the
+            gradient, and the **sum** over the ranks is the gradient. A ``DistributedDataParallel`` model is
+            synchronised by the last backward alone; its mean over the ranks is allowed for, so that every rank is left
+            with the gradient itself. (In :func:`iwbounds.estimate` the ranks share the samples.)
 
     Returns:
         The :class:`iwbounds.Estimate` of the whole batch, without a backward: it has been run.
@@ -72,8 +80,9 @@ def accumulate(
     Raises:
         TypeError: ``max_live_samples`` is no whole number.
         ValueError: tensors in ``x`` differ in their first axis, ``max_live_samples`` is not positive, or the proposal's
-            batch is not the data's; a ``DistributedDataParallel`` model, whose ranks are synchronised by the first of
-            several backwards alone; and whatever :func:`iwbounds.estimate` raises.
+            batch is not the data's; a ``DistributedDataParallel`` model without a ``process_group``, whose ranks would
+            be synchronised by the first of several backwards alone; and whatever :func:`iwbounds.estimate` raises.
+        RuntimeError: another rank of the ``process_group`` has failed, naming it.
 
     >>> import iwbounds as iw
     >>> loc = torch.nn.Parameter(torch.zeros(()))
@@ -85,6 +94,12 @@ def accumulate(
     >>> bool(loc.grad < 0)
     True
     """
+    if isinstance(model, type) or not callable(model):
+        given = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
+        raise TypeError(
+            f"expected model to be a callable from data to (log_joint, proposal); got {given}. It comes first, then "
+            "the data."
+        )
     budget = DEFAULT_LIVE_SAMPLES if max_live_samples is None else _budget(max_live_samples)
     chunk_size = (
         None
@@ -92,48 +107,93 @@ def accumulate(
         else check_whole_number("chunk_size", chunk_size, 1, "Take at least 1; None takes all.")
     )
     count = _num_samples(samples, num_samples)
+    # Samples × data within the budget: first all samples of fewer data, as one datum's samples share its encoder;
+    # samples are split only where a single datum exceeds it.
     live = min(count if chunk_size is None else chunk_size, budget)
     chunk_size = live if live < count else chunk_size
-    size, step = batch_size(x), max(1, budget // live)
-    if torch.is_grad_enabled() and (step < size or (chunk_size or count) < count):
-        _refuse_distributed(model)
+    step = max(1, budget // live)
+    wrapped = _find_distributed(model) if torch.is_grad_enabled() else []
+    ranks = None
+    if process_group is not None:
+        shared = {"bound": bound, "gradient": gradient, "proposal_bound": proposal_bound, "count": count}
+        ranks = Ranks(process_group, lambda: batch_size(x), **shared, backward_samples=backward_samples)
+    with nullcontext() if ranks is None else ranks.together():
+        size = batch_size(x)
+        total: float = size if ranks is None else sum(ranks.numbers)
+        chunked = (chunk_size or count) < count
+        if ranks is None and wrapped and (step < size or chunked):
+            raise ValueError(_DRIFT)
+        if ranks is not None and wrapped:
+            _check_wrapped(model, wrapped, ranks, chunked)
+            total /= ranks.size  # DistributedDataParallel takes the mean over the ranks: the sum is wanted
 
-    def part_of(inputs: Any, drawn: Latents | None) -> Estimate:
-        request = complete(
-            *model(inputs),
-            bound,
-            gradient,
-            proposal_bound=proposal_bound,
-            num_samples=num_samples,
-            samples=drawn,
-            scaled_likelihood=scaled_likelihood,
-            chunk_size=chunk_size,
-            backward_samples=backward_samples,
-        )
-        return _run_part(request, functools.partial(_weight, size, batch_size(inputs)))
+        def part_of(inputs: Any, drawn: Latents | None, last: bool) -> Estimate:
+            request = complete(
+                *model(inputs),
+                bound,
+                gradient,
+                proposal_bound=proposal_bound,
+                num_samples=num_samples,
+                samples=drawn,
+                scaled_likelihood=scaled_likelihood,
+                chunk_size=chunk_size,
+                backward_samples=backward_samples,
+            )
+            ready = functools.partial(ranks.confirm, last=False) if ranks is not None and last else _nothing
+            weight = functools.partial(_weight, total, batch_size(inputs))
+            return _run_part(request, weight, ready, one_graph=bool(wrapped))
 
-    whole: Estimate | None = None
-    with _Boundary((x, samples)) as (data, given):
-        for part in batch_slices(size, step):
-            drawn = None if samples is None else map_latents(lambda z, part=part: z[:, part], given)
-            found = part_of(map_latents(lambda leaf, part=part: leaf[part], data), drawn)
-            whole = whole or _empty_like(found, size)
-            whole.value[part], whole.log_weights[:, part] = found.value, found.log_weights
-    assert whole is not None, "there is at least one part, be it empty"
+        whole: Estimate | None = None
+        with _Boundary((x, samples)) as (data, given):
+            for part in batch_slices(size, step):
+                drawn = None if samples is None else map_latents(lambda z, part=part: z[:, part], given)
+                inputs = map_latents(lambda leaf, part=part: leaf[part], data)
+                last = part.stop >= size
+                # Only the last backward synchronises the ranks, which so may have different numbers of parts.
+                with _unsynchronized([] if last else wrapped):
+                    found = part_of(inputs, drawn, last)
+                whole = whole or _empty_like(found, size)
+                # Written to their place: a list of parts to concatenate would hold them twice.
+                whole.value[part], whole.log_weights[:, part] = found.value, found.log_weights
+        assert whole is not None, "there is at least one part, be it empty"
+        # A running baseline is of the whole batch, and the same on all ranks.
+        values = whole.value if ranks is None else ranks.gather(whole.value)[0]
     if gradient is not None and torch.is_grad_enabled():
-        gradient.update(whole.value)
+        gradient.update(values)
     return whole
 
 
-def _run_part(request: Request, weight: Callable[[Tensor], float]) -> Estimate:
-    """Estimate some of the data and run their backward; what is left holds no graph."""
-    if request.chunk_size is not None and request.backward_samples is None:
+def _run_part(
+    request: Request, weight: Callable[[Tensor], float], ready: Callable[[], None], one_graph: bool
+) -> Estimate:
+    """Estimate some of the data and run their backward; what is left holds no graph.
+
+    Args:
+        ready: called before the backward.
+        one_graph: whether there may be one backward alone.
+    """
+    if request.chunk_size is not None and request.backward_samples is None and not one_graph:
+        ready()
         return run_in_two_passes(request, request.chunk_size, weight)
     part = run(request)
     upstream = torch.full_like(part.value, weight(part.value))
+    ready()
     if part.value.requires_grad:
         part.value.backward(upstream)  # type: ignore[no-untyped-call]
     return Estimate(part.value.detach(), part.log_weights, part.direction, independent=part.independent)
+
+
+def _nothing() -> None:
+    """Where there are no other ranks to wait for."""
+
+
+@contextmanager
+def _unsynchronized(modules: list[DistributedDataParallel]) -> Iterator[None]:
+    """Forwards and backwards that leave the gradients on their rank."""
+    with ExitStack() as stack:
+        for module in modules:
+            stack.enter_context(module.no_sync())
+        yield
 
 
 class _Boundary:
@@ -147,6 +207,7 @@ class _Boundary:
     def _leaf(self, z: Any) -> Any:
         if not (isinstance(z, Tensor) and z.requires_grad and z.grad_fn is not None and torch.is_grad_enabled()):
             return z
+        # Each part backpropagates to this leaf and no further: the network that made x is walked once, at the end.
         leaf = z.detach().requires_grad_()
         self._pairs.append((z, leaf))
         return leaf
@@ -160,27 +221,48 @@ class _Boundary:
             torch.autograd.backward([z for z, _ in reached], [grad for _, grad in reached])
 
 
-def _refuse_distributed(model: Any) -> None:
-    if _find_distributed(model):
+_DRIFT = (
+    "accumulate runs several backwards, and DistributedDataParallel synchronises the ranks in the first of them alone: "
+    "their gradients would drift apart. Pass process_group= (the wrapped model's), so that the last one synchronises; "
+    "or pass the module that it wraps (model.module) and sum the gradients yourself afterwards."
+)
+
+
+def _check_wrapped(model: Any, wrapped: list[DistributedDataParallel], ranks: Ranks, chunked: bool) -> None:
+    """Raise ValueError where ``DistributedDataParallel`` would not be synchronised once, by the last backward."""
+    for module in wrapped:
+        size = module.process_group.size()
+        if size != ranks.size:
+            raise ValueError(
+                f"expected process_group to be that of the DistributedDataParallel model, of {size} ranks; got one of "
+                f"{ranks.size}. Pass model.process_group."
+            )
+        if module.find_unused_parameters or module.static_graph:
+            raise ValueError(
+                "expected DistributedDataParallel without find_unused_parameters and static_graph: what the model "
+                "returns are callables, in which it finds no parameter, and which are called after its forward."
+            )
+    if chunked and wrapped != [model]:
         raise ValueError(
-            "accumulate runs several backwards, and DistributedDataParallel synchronises the ranks in the first of "
-            "them alone: their gradients would drift apart. Pass the module that it wraps (model.module) and average "
-            "the gradients yourself afterwards, or call iw.estimate and its one backward."
+            "expected DistributedDataParallel around the whole model where the samples of a datum are chunked: their "
+            "densities are evaluated again in the backward, where a wrapped module inside may not be called. Wrap the "
+            "module that returns (log_joint, proposal), or raise max_live_samples."
         )
 
 
-def _find_distributed(model: Any) -> bool:
-    """Whether a callable is, holds, or closes over a DistributedDataParallel module."""
+def _find_distributed(model: Any) -> list[DistributedDataParallel]:
+    """The DistributedDataParallel modules that a callable is, holds, or closes over."""
     if isinstance(model, torch.nn.Module):
-        return any(isinstance(module, DistributedDataParallel) for module in model.modules())
+        return [module for module in model.modules() if isinstance(module, DistributedDataParallel)]
     if isinstance(model, functools.partial):
-        return any(map(_find_distributed, [model.func, *model.args, *model.keywords.values()]))
+        return [m for part in (model.func, *model.args, *model.keywords.values()) for m in _find_distributed(part)]
     cells = [cell.cell_contents for cell in getattr(model, "__closure__", None) or () if _is_filled(cell)]
     owner = getattr(model, "__self__", None)
     used = getattr(getattr(model, "__code__", None), "co_names", ())
     named = [getattr(model, "__globals__", {}).get(name) for name in used]
     modules = [owner, *vars(owner).values()] if hasattr(owner, "__dict__") else [owner]
-    return any(_find_distributed(part) for part in [*cells, *named, *modules] if isinstance(part, torch.nn.Module))
+    parts = [part for part in [*cells, *named, *modules] if isinstance(part, torch.nn.Module)]
+    return [module for part in parts for module in _find_distributed(part)]
 
 
 def _is_filled(cell: Any) -> bool:
@@ -200,14 +282,16 @@ def _budget(max_live_samples: Any) -> int:
     return check_whole_number("max_live_samples", max_live_samples, 1, "Hold at least 1.")
 
 
-def _weight(size: int, part_size: int, value: Tensor) -> float:
+def _weight(size: float, part_size: int, value: Tensor) -> float:
     """What −mean(value) over a batch of this size weighs one datum by; ``value`` is that of a part of the batch."""
     if value.shape[:1] != (part_size,):
         raise ValueError(
             f"expected model to return a proposal whose batch shape starts with the {part_size} data it was given; got "
             f"{tuple(value.shape)}. Expand its parameters over the data."
         )
-    return -1 / max(1, size * value[:1].numel())
+    # max(1, …): an empty batch has no mean, and no data either.
+    # An empty batch has no mean, and no gradient.
+    return -1 / (size * value[:1].numel()) if value.numel() else 0.0
 
 
 def batch_size(x: Any) -> int:

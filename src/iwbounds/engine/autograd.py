@@ -33,7 +33,9 @@ __all__ = [
     "first_pass",
     "gate",
     "linearize",
+    "on_paths",
     "refuse_transforms",
+    "refuse_unreached",
     "slopes_at",
     "split_gate",
     "times",
@@ -67,6 +69,7 @@ def first_pass(option: str) -> Iterator[None]:
         with torch.no_grad():
             yield
     except RuntimeError as error:
+        # torch has no class for this error; the words are those of autograd.grad.
         if "does not require grad" not in str(error):
             raise
         raise RuntimeError(
@@ -90,12 +93,15 @@ def attach(value: Tensor, channels: Iterable[Channel], notes: Notes | None = Non
 
     ``notes`` are told what arrives at the value, before anything else is.
     """
+    # A frozen model or proposal has no channel, and costs nothing in the backward.
     live = [(t, m) for t, m in channels if t is not None and m is not None and t.requires_grad]
     if not live:
         return value
+    # Product and sum, not einsum or matmul: their backwards would save and multiply what is not needed.
     carrier = _per_datum(live[0][0] * live[0][1], value.ndim)
     for tensor, multiplier in live[1:]:
         carrier = carrier + _per_datum(tensor * multiplier, value.ndim)
+    # Through a detached view: autograd does not see it, and the backward of a sum reads no value.
     carrier.detach().copy_(value)
     if not compiling():
         carrier.register_hook(lambda grad: _refuse_second(grad, [t for t, _ in live]))  # type: ignore[no-untyped-call]
@@ -116,6 +122,7 @@ def _per_datum(product: Tensor, batch_ndim: int) -> Tensor:
 
 def _refuse_second(grad: Tensor, tensors: list[Tensor]) -> Tensor | None:
     """With ``create_graph``, make any further derivative raise: the multipliers are constants, so it would be wrong."""
+    # In a backward gradients are on only under create_graph=True, that is, if a second derivative is wanted.
     if not torch.is_grad_enabled():
         return None
     return _DifferentiableOnce.apply(grad, *tensors)  # type: ignore[no-any-return, no-untyped-call]
@@ -160,6 +167,7 @@ def gate(latents: Latents, reparameterized: Any, tap: Tap | None = None) -> tupl
     def through(z: Tensor, flag: bool | None) -> Tensor:
         if not _on_path(z, flag):
             return z
+        # One companion per part: parts differ in shape, and each ratio must arrive in that of its part.
         gated, companion = _Gate.apply(z, tap, len(companions))  # type: ignore[no-untyped-call]
         companions.append(companion)
         return gated  # type: ignore[no-any-return]
@@ -194,6 +202,7 @@ def with_ratio(density: Tensor, companions: list[Tensor], model: Tensor, path: T
     """
     if not companions:
         return density
+    # The coefficients are detached and in float32 or more: a ratio of such underflows nowhere that matters.
     ratio = (path / model).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
     shaped = [ratio.reshape(ratio.shape + (1,) * (z.ndim - ratio.ndim)) for z in companions]
     return _Ratio.apply(density, *companions, *shaped)  # type: ignore[no-untyped-call, no-any-return]
@@ -211,6 +220,7 @@ class _Gate(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, ratio: Tensor) -> tuple[Tensor, None, None]:
         if ctx.tap is not None and ctx.tap.listener is not None:
             ctx.tap.listener(ctx.place, grad)
+        # Multiplied in float32 where the latents are half: b/a may lie outside float16's range.
         return (grad * ratio).to(grad.dtype), None, None
 
 
@@ -239,6 +249,7 @@ class _Ratio(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         ratios = [ratio.expand(shape) for ratio, shape in zip(ctx.saved_tensors, ctx.shapes, strict=True)]
+        # The ratio is no gradient of anything: autograd only carries it to the gate, which runs after this node.
         return grad, *ratios, *(None for _ in ratios)
 
 
@@ -271,20 +282,24 @@ def linearize(
     """
     if compiling():
         return _linearize_traced(density, latents, reparameterized)
+    # With one part the graph passes through z alone: the partial derivative is taken there, at the very tensor.
     joined = own_samples and len(latent_leaves(latents)) == 1
     copies = latents if joined else map_latents(_cut, latents, reparameterized)
+    # Once: what follows takes derivatives of this evaluation, and never calls the user's function again.
     value = density(copies)
-    at, live = _on_paths(copies, reparameterized), _on_paths(latents, reparameterized)
+    at, live = on_paths(copies, reparameterized), on_paths(latents, reparameterized)
     # An edge of the graph stands for the tensor: it keeps no values alive.
     edges = [GradientEdge(z.grad_fn, z.output_nr) if z.grad_fn is not None else z for z in at]
 
+    # No path, or a density that depends on nothing: a constant, whose slope is zero.
     if not (edges and value.requires_grad):
         return Linearized(value, lambda _multiplier, _keep: [], joined)
     # Made now, beside the density: autograd walks the latest nodes first, so that chunk follows chunk in the backward.
-    taken = _Taken(value, edges, Tap())
+    taken = _Taken(value, edges, joined, Tap())
     through = _Path.apply(value.detach(), taken, *live)  # type: ignore[no-untyped-call]
 
     def path(multiplier: Tensor | None, keep_graph: bool) -> list[Channel]:
+        # Known only with the coefficients: a score channel walks the same graph after the slope is taken.
         taken.keep_graph = keep_graph
         return [(through, multiplier)]
 
@@ -293,10 +308,11 @@ def linearize(
 
 def _on_path(z: Tensor, reparameterized: bool | None) -> bool:
     """Whether a backward will walk through this part; not in a first pass, which gets the latents as they are."""
+    # None, for a part that is carried, counts as no path.
     return bool(reparameterized) and z.requires_grad and torch.is_grad_enabled()
 
 
-def _on_paths(latents: Latents, reparameterized: Any) -> list[Tensor]:
+def on_paths(latents: Latents, reparameterized: Any) -> list[Tensor]:
     """The tensors that carry a path."""
     found: list[Tensor] = []
     map_latents(lambda z, flag: found.append(z) if _on_path(z, flag) else None, latents, reparameterized)
@@ -339,6 +355,8 @@ class _Taken:
 
     density: Tensor | None
     edges: list[Any]
+    at_samples: bool
+    """Whether ``edges`` are the samples themselves, rather than copies that only this density has seen."""
     tap: Tap
     keep_graph: bool = False
     """Whether the density's parameters have a channel of their own, which walks the same graph."""
@@ -359,24 +377,50 @@ class _Path(torch.autograd.Function):
         taken = ctx.taken
         if taken.density is None:
             raise RuntimeError(
-                "the value of iwbounds.estimate supports one backward, retain_graph or not: the graph of log q is "
-                "freed once its slope is taken. Call backward once, on a sum of the values; or use Reparameterized()."
+                "the value of iwbounds.estimate supports one backward, unless each but the last is called with "
+                "retain_graph=True: the graph of log q is freed once its slope is taken. Call backward once, on a sum "
+                "of the values, or keep the graph."
             )
-        slopes = _slopes(taken, grad)
-        if not taken.keep_graph:
+        keep_graph = taken.keep_graph or _graph_is_retained()
+        slopes = _slopes(taken, grad, keep_graph)
+        if taken.at_samples and all(slope is None for slope in slopes):
+            raise RuntimeError(_UNREACHED)
+        if not keep_graph:
             # A checkpoint has made all that its graph saves anew, and keeps what this walk did not ask for (what leads
             # to parameters) as long as the graph lives.
             taken.density = None
         return None, None, *slopes
 
 
-def _slopes(taken: _Taken, grad: Tensor) -> tuple[Tensor | None, ...]:
+_UNREACHED = (
+    "expected the proposal's log_prob to depend on the samples that it is given; got one that reaches its parameters "
+    "past them, as a transform with a cached inverse does, or a support that moves. Its derivative at fixed parameters "
+    "cannot be had: say total_derivative_only=True (or fixed_support=False), and use Reparameterized()."
+)
+
+
+def refuse_unreached(density: Tensor, latents: Latents) -> None:
+    """Raise ValueError where a density with parameters does not depend on its samples: one more backward tells."""
+    live = [z for z in latent_leaves(latents) if z.requires_grad]
+    if not (live and density.requires_grad):
+        return
+    slopes = torch.autograd.grad(density.sum(), live, retain_graph=True, allow_unused=True)
+    if all(slope is None for slope in slopes):
+        raise ValueError(_UNREACHED)
+
+
+def _graph_is_retained() -> bool:
+    """Whether the backward that is running was asked to keep its graph: another one may follow."""
+    return bool(torch._C._autograd._get_current_graph_task_keep_graph())  # no public name asks this
+
+
+def _slopes(taken: _Taken, grad: Tensor, keep_graph: bool) -> tuple[Tensor | None, ...]:
     """``grad`` times the slopes. Sample k of datum i enters row (k, i) alone: one call gives every row."""
     assert taken.density is not None, "the caller has looked"
     listener = taken.tap.listener
     # Who wants to hear the slopes gets them before they are multiplied: dividing by what underflows would lose them.
     seed = grad if listener is None else torch.ones_like(grad)
-    found = torch.autograd.grad(taken.density, taken.edges, seed, retain_graph=taken.keep_graph, allow_unused=True)
+    found = torch.autograd.grad(taken.density, taken.edges, seed, retain_graph=keep_graph, allow_unused=True)
     if listener is None:
         return found
     for place, slope in enumerate(found):
@@ -392,7 +436,7 @@ def times(grad: Tensor, slope: Tensor) -> Tensor:
 
 def _linearize_traced(density: Callable[[Latents], Tensor], latents: Latents, reparameterized: Any) -> Linearized:
     """The functional form, which ``torch.compile`` can trace into one graph: latents held fixed, slopes at once."""
-    live = _on_paths(latents, reparameterized)
+    live = on_paths(latents, reparameterized)
     if not live:
         return Linearized(density(latents), lambda _multiplier, _keep: [], False)
 
@@ -400,6 +444,7 @@ def _linearize_traced(density: Callable[[Latents], Tensor], latents: Latents, re
         left = iter(leaves)
         return density(map_latents(lambda z, flag: next(left) if _on_path(z, flag) else z, latents, reparameterized))
 
+    # Detached leaves inside the trace: compiled code has no identity of tensors to preserve.
     value, pull = torch.func.vjp(of_live, *[z.detach() for z in live])  # type: ignore[misc]
 
     def path(multiplier: Tensor | None, _keep_graph: bool) -> list[Channel]:

@@ -53,6 +53,7 @@ def evaluate_in_chunks(request: Request, size: int) -> Evaluated:
 def _recomputed(request: Request, values: Callable[[], Latents]) -> Request:
     """The request with both densities under a checkpoint."""
     log_prob = _checkpointed(request.proposal.log_prob, values)
+    # fixed_log_prob would go around the checkpoint, and keep the activations that this is for.
     proposal = dataclasses.replace(request.proposal, log_prob=log_prob, fixed_log_prob=None)
     return dataclasses.replace(request, log_joint=_checkpointed(request.log_joint, values), proposal=proposal)
 
@@ -61,16 +62,20 @@ def _checkpointed(density: Callable[[Latents], Any], values: Callable[[], Latent
     """The density under a checkpoint that keeps no latents: its second evaluation gets them from ``values``."""
 
     def checkpointed(latents: Latents) -> Any:
+        # Emptied by the first evaluation, so that the checkpoint's closure holds no latents afterwards.
         given = [latents]
         live = map_latents(lambda z: z.requires_grad, latents)
         device = latent_leaves(latents)[0].device
 
         def once_more(_: Tensor) -> Any:
-            if given:
-                return density(given.pop())
+            if given:  # a density that differentiates inside makes its graph anew while the forward still runs
+                return density(given[0])
             return density(map_latents(lambda z, grad: z.detach().requires_grad_(grad), values(), live))
 
-        return checkpoint(once_more, torch.empty(0, device=device), use_reentrant=False)
+        # An empty tensor on the device: checkpoint looks at its arguments for the generators to save.
+        found = checkpoint(once_more, torch.empty(0, device=device), use_reentrant=False)
+        given.clear()
+        return found
 
     return checkpointed
 
@@ -95,6 +100,7 @@ def run_in_two_passes(request: Request, size: int, weight: Callable[[Tensor], fl
     with first_pass("chunk_size"):
         first = _first_pass(request, size)
         value, coefficients = request.evaluate(first.log_w)
+    # The gradient that −mean over the whole batch sends to each datum: known before any backward is run.
     upstream = torch.full_like(value, weight(value))
     if coefficients is not None:
         if coefficients.lesson is not None:
@@ -134,6 +140,7 @@ def _equal_or_new(state: list[Tensor], others: list[list[Tensor]]) -> list[Tenso
 def _second_pass(request: Request, size: int, coefficients: Coefficients, first: _FirstPass, upstream: Tensor) -> None:
     latents = (part for block in first.blocks for part in split(block.redraw(), size))
     for chunk, part, state in zip(latents, coefficients.split(first.sizes), first.states, strict=True):
+        # Dropout and the like inside the densities: the second evaluation must see the random numbers of the first.
         with restored(state):
             channels = evaluate(request, chunk).channels(part)
         _run(channels, upstream)
@@ -144,4 +151,5 @@ def _run(channels: Channels, upstream: Tensor) -> None:
     """Their backward. What leads to the proposal's parameters is walked for every chunk, hence kept."""
     carrier = attach(torch.zeros_like(upstream), channels)
     if carrier.requires_grad:
+        # The chunk's own nodes are freed with its tensors.
         carrier.backward(upstream, retain_graph=True)  # type: ignore[no-untyped-call]

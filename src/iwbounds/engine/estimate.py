@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
 from iwbounds.bounds import IWAE, Bound
-from iwbounds.checks import Latents, map_latents
+from iwbounds.checks import Latents, check_latents, latent_leaves, map_latents
 from iwbounds.engine.autograd import attach, first_pass
 from iwbounds.engine.chunks import evaluate_in_chunks
 from iwbounds.engine.evaluate import Evaluated, evaluate
+from iwbounds.engine.ranks import Ranks
 from iwbounds.engine.request import Request, complete
 from iwbounds.engine.resampling import resampled
 from iwbounds.engine.result import Estimate
@@ -32,6 +35,7 @@ def estimate(
     num_samples: int | None = None,
     chunk_size: int | None = None,
     backward_samples: int | None = None,
+    process_group: Any = None,
     samples: Latents | None = None,
     keep_samples: bool = False,
     scaled_likelihood: bool = False,
@@ -59,8 +63,15 @@ def estimate(
             drawn once more. None: all.
         backward_samples: how many samples, of those K, to run the backward on: an unbiased choice that favours large
             coefficients (see :mod:`iwbounds.engine.resampling`). None: all.
-        samples: latents already drawn, ``(K, *batch, *event)``; then nothing is drawn.
-        keep_samples: keep the latents, detached, as ``estimate.samples``.
+        process_group: a ``torch.distributed`` group whose ranks share the K samples: each draws and evaluates its part
+            (as equal as may be), and the log-weights are gathered. ``num_samples``, ``value``, ``log_weights`` and
+            ``coefficients`` are those of all samples, on every rank; the backward is this rank's *part* of the
+            gradient, and the **sum** over the ranks is the gradient. Where gradients are averaged instead, as
+            ``DistributedDataParallel`` and FSDP do, multiply the loss by the size of this group. All ranks are to have
+            the same data, and make the same calls. See ``docs/distributed.md``.
+        samples: latents already drawn, ``(K, *batch, *event)``; then nothing is drawn. With a ``process_group``, each
+            rank gives its own part.
+        keep_samples: keep the latents, detached, as ``estimate.samples``; those of all ranks, which are then gathered.
         scaled_likelihood: say so where ``log_joint`` is an unbiased estimate of the log-joint, such as a mini-batch's
             likelihood times its share of the data. The ELBO, linear in the log-weights, is still a lower bound; nothing
             else is (direction none).
@@ -73,6 +84,7 @@ def estimate(
         TypeError: an argument of another kind; a callable returns no floating tensor, or mixes float32 with float64.
         ValueError: a wrong shape, device or number of samples; a gradient that is wrong for the bound, or for what the
             proposal is. Each says what was expected and found, and what to do.
+        RuntimeError: another rank of the ``process_group`` has failed, naming it.
 
     Values are not inspected: NaN stays in its own datum, a datum whose log-joints are all −inf gives −inf with
     gradient 0.
@@ -86,19 +98,27 @@ def estimate(
     >>> loc.grad.shape
     torch.Size([2])
     """
-    request = complete(
-        log_joint,
-        proposal,
-        bound,
-        gradient,
-        proposal_bound=proposal_bound,
-        num_samples=num_samples,
-        samples=samples,
-        chunk_size=chunk_size,
-        backward_samples=backward_samples,
-        scaled_likelihood=scaled_likelihood,
-    )
-    found = run(request, keep_samples)
+    ranks = None
+    if process_group is not None:
+        shared = {"bound": bound, "gradient": gradient, "proposal_bound": proposal_bound, "num_samples": num_samples}
+        more = {"backward_samples": backward_samples, "keep_samples": keep_samples}
+        ranks = _ranks(process_group, samples, **shared, **more)
+    with nullcontext() if ranks is None else ranks.together():
+        request = complete(
+            log_joint,
+            proposal,
+            bound,
+            gradient,
+            proposal_bound=proposal_bound,
+            num_samples=num_samples,
+            samples=samples,
+            chunk_size=chunk_size,
+            backward_samples=backward_samples,
+            scaled_likelihood=scaled_likelihood,
+            ranks=ranks,
+        )
+        found = run(request, keep_samples)
+    # A default gradient is new in every call, and has no state that could learn.
     if gradient is not None and request.differentiate:
         gradient.update(found.value.detach())
     if found.coefficients is not None and found.coefficients.lesson is not None:
@@ -106,17 +126,31 @@ def estimate(
     return found
 
 
+def _ranks(process_group: Any, samples: Latents | None, **arguments: object) -> Ranks:
+    """The ranks that share the samples, agreed on what to do."""
+
+    def given() -> int:
+        return -1 if samples is None else check_latents(samples, None)
+
+    # Whether there is a graph decides the default gradient, and whether anybody waits for this rank in a backward.
+    leaves = [] if samples is None else latent_leaves(samples)
+    live = any(isinstance(z, Tensor) and z.requires_grad for z in leaves)
+    return Ranks(process_group, given, **arguments, samples_require_grad=live, grad_enabled=torch.is_grad_enabled())
+
+
 def run(request: Request, keep_samples: bool = False) -> Estimate:
     """The estimate that a completed request asks for."""
+    # None: chunks draw block by block, and nobody ever holds all samples.
     latents = request.all_samples() if request.chunk_size is None or keep_samples else None
     if request.backward_samples is not None:
         return _run_on_few(request, request.all_samples() if latents is None else latents, keep_samples)
     evaluated = _evaluated(request, latents)
-    with torch.no_grad():
-        value, coefficients = request.evaluate(evaluated.log_w)
+    log_w, kept = _of_all_ranks(request, evaluated.log_w, latents if keep_samples else None)
+    with torch.no_grad(), request.shared_stream():
+        value, coefficients = request.evaluate(log_w)
     if coefficients is not None:
-        value = _attached(value, evaluated, coefficients)
-    return _estimate(request, value, evaluated.log_w, coefficients, latents if keep_samples else None)
+        value = _attached(value, evaluated, request.own(coefficients))
+    return _estimate(request, value, log_w, coefficients, kept)
 
 
 def _attached(value: Tensor, evaluated: Evaluated, coefficients: Coefficients) -> Tensor:
@@ -128,12 +162,27 @@ def _run_on_few(request: Request, latents: Latents, keep_samples: bool) -> Estim
     """All samples without a graph of the densities; those that are chosen by their coefficients, with one."""
     assert request.backward_samples is not None, "the caller knows"
     with first_pass("backward_samples"):
-        log_w = _evaluated(request, latents).log_w
-        value, coefficients = request.evaluate(log_w)
-    assert coefficients is not None, "gradients are on"
-    chosen, kept = resampled(latents, coefficients, request.backward_samples)
-    value = _attached(value, _evaluated(replace(request, count=request.backward_samples), chosen), kept)
-    return _estimate(request, value, log_w, coefficients, latents if keep_samples else None)
+        found = _evaluated(request, latents).log_w
+        log_w, all_latents = _of_all_ranks(request, found, latents if keep_samples else None)
+    # One stream for the bound and the choice: all ranks make the same one, and each evaluates its part of it.
+    with request.shared_stream():
+        with torch.no_grad():
+            value, coefficients = request.evaluate(log_w)
+        assert coefficients is not None, "gradients are on"
+        # Gathered from the latents in the graph: the rows that are left out get no gradient, which is the point.
+        chosen, kept = resampled(latents, coefficients, request.backward_samples, request.rows)
+    evaluated = _evaluated(replace(request, count=len(latent_leaves(chosen)[0])), chosen)
+    value = _attached(value, evaluated, request.own(kept, slice(None)))
+    return _estimate(request, value, log_w, coefficients, all_latents)
+
+
+def _of_all_ranks(request: Request, log_w: Tensor, latents: Latents | None) -> tuple[Tensor, Latents | None]:
+    """The log-weights of all K samples, and the latents where they are to be kept."""
+    if request.ranks is None:
+        return log_w, latents
+    log_w, *leaves = request.ranks.gather(log_w, *([] if latents is None else latent_leaves(latents)))
+    found = iter(leaves)
+    return log_w, None if latents is None else map_latents(lambda _: next(found), latents)
 
 
 def _evaluated(request: Request, latents: Latents | None) -> Evaluated:

@@ -23,12 +23,14 @@ from iwbounds.engine.autograd import (
     cut,
     gate,
     linearize,
+    on_paths,
+    refuse_unreached,
     slopes_at,
     split_gate,
     times,
     with_ratio,
 )
-from iwbounds.engine.request import Request
+from iwbounds.engine.request import Request, cannot
 from iwbounds.gradients import Coefficients, Lesson
 from iwbounds.proposals import LogProb, PriorAndLikelihood, Proposal
 from iwbounds.proposals.prior import checked_like, retraced
@@ -49,6 +51,7 @@ class Evaluated(NamedTuple):
 
 def evaluate(request: Request, latents: Latents) -> Evaluated:
     """Both densities at ``latents``, by the cheapest way that serves the gradient asked for."""
+    # From the cheapest requirement to the dearest: no path; one coefficient for all; one gate; two linearisations.
     if not request.gradient.pathwise:
         return _with_fixed_samples(request, latents)
     if request.gradient.needs_prior:
@@ -75,8 +78,11 @@ def _behind_one_gate(request: Request, latents: Latents) -> Evaluated:
     A gradient with a score coefficient costs one more evaluation of the log-proposal.
     """
     proposal = request.proposal
-    gated, companions = gate(latents, proposal.reparameterized)
-    log_q = _log_q(request, gated, proposal.fixed_log_prob if companions else None)
+    followed = on_paths(latents, proposal.reparameterized)
+    gated, companions = _gated(request, latents)
+    # Detached parameters where there is a gate, as the score channel is apart; without one (a frozen proposal, no
+    # gradients) the density as it is saves the copy.
+    log_q = _log_q(request, gated, proposal.fixed_log_prob if followed else None)
     _refuse_unfit(request, latents, log_q)
     live = _log_ratio(check_log_joint(request.log_joint(gated), log_q), log_q)
 
@@ -84,6 +90,7 @@ def _behind_one_gate(request: Request, latents: Latents) -> Evaluated:
         a, b, s = _three(coefficients)
         found: list[Channel] = [(with_ratio(live, companions, a, b), a)]
         if s is not None:
+            # Detached latents: the score is of explicit parameters at fixed z.
             found.append((_log_q(request, map_latents(Tensor.detach, latents)), s))
         return found
 
@@ -93,10 +100,13 @@ def _behind_one_gate(request: Request, latents: Latents) -> Evaluated:
 def _with_separate_paths(request: Request, latents: Latents) -> Evaluated:
     """Three channels: the log-proposal linearised, the log-joint behind a gate or, where b/a may be infinite, too."""
     proposal, total = request.proposal, request.gradient.total
+    # log q gets the samples themselves, which it may recognise; the log-joint may not rely on that.
     q = linearize(lambda z: _log_q(request, z), latents, proposal.reparameterized, own_samples=True)
     _refuse_unfit(request, latents, q.value)
+    if proposal.needs_own_samples:  # elsewhere the backward notices, and forwards are not made slower
+        refuse_unreached(q.value, latents)
     tap = Tap()
-    gated, companions = gate(latents, proposal.reparameterized, tap) if request.gate else (latents, [])
+    gated, companions = _gated(request, latents, tap) if request.gate else (latents, [])
 
     def log_joint(z: Latents) -> Tensor:
         return check_log_joint(request.log_joint(z), q.value)
@@ -112,6 +122,7 @@ def _with_separate_paths(request: Request, latents: Latents) -> Evaluated:
             _listen(coefficients.lesson, p, q)
         # Where the explicit parameters and the path share a graph, a score coefficient has sent s down the path too.
         correction = -b if s is None or not q.joined else -(b + s)
+        # Joined, the total derivative (s = −b) is the density as it stands: its path needs no channel of its own.
         of_q = [(q.value, s), *q.path(None if total and q.joined else correction, s is not None)]
         if p is None:
             return [(with_ratio(log_p, companions, a, b), a), *of_q]
@@ -142,6 +153,7 @@ def _with_prior_path(request: Request, latents: Latents) -> Evaluated:
     """
     joint, proposal = request.log_joint, request.proposal
     assert isinstance(joint, PriorAndLikelihood), "checked with the arguments"
+    # Cut from the graph: the slopes of prior and proposal are partial, and must not run on through z1 → z2.
     copies = cut(latents)
     log_q = _log_q(request, copies, proposal.fixed_log_prob)
     # At copies every density requires grad; whether the proposal is trained is seen at samples that do not.
@@ -155,11 +167,14 @@ def _with_prior_path(request: Request, latents: Latents) -> Evaluated:
 
     def channels(coefficients: Coefficients) -> Channels:
         a, b, _ = _three(coefficients)
+        # Behind a gate the likelihood's slope need not be known: the gate divides it between latents and prior.
         rest = [] if request.gate else [slopes_at(likelihood, copies, keep_graph=True)]
         slopes = _PriorSlopes(slopes_at(log_q, copies), [slopes_at(p, copies, True) for p in log_priors], rest)
         found: list[Channel] = [(with_ratio(likelihood, companions, a, b), a)]
         for place, (z, other) in enumerate(zip(latent_leaves(latents), latent_leaves(others), strict=True)):
             path = slopes.path(place, b)
+            # h ∂ log w + c ∂(log q − log p_η): what the log-joint but this prior would send times a, less what the path
+            # got.
             found += [(z, path), (other, None if other is None else slopes.beside(place, a) - path)]
         return found
 
@@ -203,10 +218,16 @@ def _with_fixed_samples(request: Request, latents: Latents) -> Evaluated:
     """Samples held fixed: the explicit parameters of both densities.
 
     Of mixed latents, the reparameterised parts are live, and enter every density. Their own log-proposals are then
-    part of the total derivative (coefficient −a), and those of the fixed parts get the score coefficient.
+    part of the total derivative (coefficient −a), and those of the fixed parts get the score coefficient. A part that
+    is given without its graph has no path, whatever the proposal says of its samples: it is one of the fixed.
     """
     proposal = request.proposal
-    parts = proposal.log_prob_parts(latents)
+    # Flags alone: what channels close over lives until the backward, and a chunk's latents must not.
+    drawn = [z.requires_grad for z in proposal.latent_parts(latents)] if proposal.mixed else []
+    try:
+        parts = proposal.log_prob_parts(latents)
+    except NotImplementedError as error:
+        raise TypeError(cannot(proposal, "be evaluated", error)) from error
     log_q = check_log_q(_sum(parts), latents, proposal.batch_shape)
     _refuse_unfit(request, latents, log_q)
     log_p = check_log_joint(request.log_joint(latents), log_q)
@@ -215,11 +236,20 @@ def _with_fixed_samples(request: Request, latents: Latents) -> Evaluated:
         a, s = coefficients.model, coefficients.score
         if not proposal.mixed:
             return [(log_p, a), (log_q, s)]
+        # A reparameterised part's log q is under the bound: log w = log p − log q, whose coefficient is c = a.
         minus_a = None if a is None else -a
         flags = [flag for flag in latent_leaves(proposal.reparameterized) if flag is not None]
-        return [(log_p, a), *((part, minus_a if flag else s) for part, flag in zip(parts, flags, strict=True))]
+        live = [flag and has_graph for flag, has_graph in zip(flags, drawn, strict=True)]
+        return [(log_p, a), *((part, minus_a if on_path else s) for part, on_path in zip(parts, live, strict=True))]
 
     return Evaluated(_log_ratio(log_p.detach(), log_q.detach()), channels)
+
+
+def _gated(request: Request, latents: Latents, tap: Tap | None = None) -> tuple[Latents, list[Tensor]]:
+    """The latents that the log-joint is called on, and what their gate will be told the ratio b/a by."""
+    if request.gradient.path_is_model:
+        return latents, []  # nothing to scale, and the gate's two nodes would cost a tenth of a small step
+    return gate(latents, request.proposal.reparameterized, tap)
 
 
 def _three(coefficients: Coefficients) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -229,6 +259,7 @@ def _three(coefficients: Coefficients) -> tuple[Tensor, Tensor, Tensor | None]:
     if used is None:
         raise ValueError("a pathwise Gradient must give model or path coefficients; got None for both.")
     return (
+        # Zeros rather than None: b/a and −b below are tensors, and a user's Gradient may give one channel alone.
         used if a is not None else torch.zeros_like(used),
         torch.zeros_like(used) if b is None else b,
         coefficients.score,
@@ -237,6 +268,7 @@ def _three(coefficients: Coefficients) -> tuple[Tensor, Tensor, Tensor | None]:
 
 def _log_ratio(log_p: Tensor, log_q: Tensor) -> Tensor:
     """log p − log q in at least float32."""
+    # Promoted before the subtraction: in float16 two log-densities of −1000 leave a difference of whole nats.
     dtype = torch.promote_types(log_q.dtype, torch.float32)
     return log_p.to(dtype) - log_q.to(dtype)
 
@@ -244,10 +276,10 @@ def _log_ratio(log_p: Tensor, log_q: Tensor) -> Tensor:
 def _log_q(request: Request, latents: Latents, log_prob: LogProb | None = None) -> Tensor:
     """The proposal's log-density (or ``log_prob`` in its stead), of a known shape ``(K, *batch)``."""
     proposal = request.proposal
-    if isinstance(proposal.reparameterized, bool):
-        found = (log_prob or proposal.log_prob)(latents)
-    else:
+    try:
         found = _sum(proposal.log_prob_parts(latents, log_prob))
+    except NotImplementedError as error:
+        raise TypeError(cannot(proposal, "be evaluated", error)) from error
     return check_log_q(found, latents, proposal.batch_shape)
 
 
@@ -270,6 +302,7 @@ def _refuse_unfit(request: Request, latents: Latents, log_q: Tensor) -> None:
     needs_own = request.proposal.needs_own_samples
     if not request.differentiate or not (request.unfit or request.gradient.pathwise or needs_own):
         return
+    # Seen at the densities, not asked of the proposal: who has nothing to train may use any estimator.
     parts = [latents] if isinstance(latents, Tensor) else request.proposal.latent_parts(latents)
     trained, on_path = log_q.requires_grad, any(z.requires_grad for z in parts)
     if request.unfit is not None and (trained or on_path):

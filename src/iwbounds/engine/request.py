@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -10,12 +10,13 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from iwbounds.bounds import ELBO, IWAE, Bound, Direction
-from iwbounds.checks import Latents, check_latents, check_structure, check_whole_number, map_latents
+from iwbounds.checks import Latents, check_latents, check_structure, check_whole_number, latent_leaves, map_latents
 from iwbounds.engine.autograd import compiling, refuse_transforms
+from iwbounds.engine.ranks import BOUND, LEVEL, SHIFT, Ranks
 from iwbounds.gradients import VIMCO, Coefficients, DReG, Gradient, Reparameterized, ScoreFunction
 from iwbounds.proposals import ExtendedProposal, LogJoint, PriorAndLikelihood, Proposal, as_proposal
 
-__all__ = ["DEFAULT_NUM_SAMPLES", "Request", "complete"]
+__all__ = ["DEFAULT_NUM_SAMPLES", "Request", "cannot", "complete"]
 
 DEFAULT_NUM_SAMPLES = 64
 
@@ -31,10 +32,11 @@ class Request:
     proposal_bound: Bound | None
     direction: Direction
     count: int
+    """K, or this rank's share of it."""
     chunk_size: int | None
     """Below ``count``, or None."""
     backward_samples: int | None
-    """Below ``count``, or None."""
+    """Below K, or None."""
     samples: Latents | None
     differentiate: bool
     total: bool
@@ -43,6 +45,15 @@ class Request:
     """Whether path over model coefficients is bounded, so that one gate can serve both."""
     unfit: str | None
     """Why the gradient would be wrong for the proposal, and what is right; raised if the proposal has parameters."""
+    ranks: Ranks | None = None
+    """Those that the samples are sharded over."""
+    first: int | None = None
+    """Where this rank's samples start among all K; None: all are here."""
+
+    @property
+    def rows(self) -> slice:
+        """This rank's samples among all K."""
+        return slice(None) if self.first is None else slice(self.first, self.first + self.count)
 
     def all_samples(self) -> Latents:
         """All samples, in one call."""
@@ -50,10 +61,29 @@ class Request:
 
     def draw(self, count: int) -> Latents:
         """``count`` samples, in the graph where the gradient follows a path through them or needs what they carry."""
-        follows = self.gradient.pathwise or self.proposal.carries or self._follows_parts
-        with nullcontext() if follows else torch.no_grad():
-            latents = self.proposal.sample((count,))
+        # What does not fit is drawn in the graph too: a point mass has no parameters in its log q, but in its point.
+        follows = self.gradient.pathwise or self.proposal.carries or self._follows_parts or self.unfit is not None
+        try:
+            with nullcontext() if follows else torch.no_grad():
+                latents = self._sample(count)
+        except NotImplementedError as error:
+            raise TypeError(cannot(self.proposal, "be sampled", error)) from error
+        if self.unfit is not None and any(z.requires_grad for z in latent_leaves(latents)):
+            raise ValueError(self.unfit)
         return self.fixed(latents, count)
+
+    def _sample(self, count: int) -> Latents:
+        rows_of_table = self.proposal.sample_rows
+        if self.ranks is None:
+            return self.proposal.sample((count,))
+        if rows_of_table is not None:
+            # One shift for the rows of all ranks: shifted each by its own, they would not be one even set of points.
+            with self.ranks.shared_stream(SHIFT):
+                return rows_of_table(range(self.rows.start, self.rows.stop))
+        latents = self.proposal.sample((count,))
+        if self.proposal.reparameterized is True:  # continuous draws are never equal by chance
+            self.ranks.note_draws(latents)
+        return latents
 
     def fixed(self, latents: Latents, count: int) -> Latents:
         """``latents``, known to be ``count`` samples; detached are those that the gradient must not follow."""
@@ -81,19 +111,45 @@ class Request:
             )
         return z.detach()
 
+    def shared_stream(self) -> AbstractContextManager[None]:
+        """For what is drawn once for all ranks; without any, torch's generators as they are."""
+        return nullcontext() if self.ranks is None else self.ranks.shared_stream(BOUND)
+
     def evaluate(self, log_w: Tensor) -> tuple[Tensor, Coefficients | None]:
-        """The value of ``bound``, and coefficients where there is a backward.
+        """The value of ``bound`` at all K log-weights, and coefficients where there is a backward.
 
         The model's are those of ``bound``; path and score are those of ``proposal_bound`` where there is one.
         """
+        # A random bound is drawn once here: value and coefficients must be of the same draw.
         bound = self.bound.frozen(log_w)
         if not self.differentiate:
             return bound(log_w), None
         if self.proposal_bound is None:
             return self.gradient.evaluate(bound, log_w)
         value, c, _ = bound.differentiate(log_w)
+        # Two bounds: the model's coefficient from one, path and score from the other, at the same weights.
         other = self.gradient.coefficients(self.proposal_bound.frozen(log_w), log_w)
         return value, Coefficients(c, other.path, other.score, other.extra, other.lesson)
+
+    def own(self, coefficients: Coefficients, rows: slice | None = None) -> Coefficients:
+        """What this rank's backward sends: of the coefficients of all samples those of its own.
+
+        Every rank has the whole of a learned baseline, and sends an equal part of its gradient. What an estimator
+        learns is summed over the ranks at the end of the backward, so that all of them learn the same.
+
+        Args:
+            rows: which of ``coefficients`` are this rank's; None: those of its samples among all K.
+        """
+        if self.ranks is None:
+            return coefficients
+        rows = self.rows if rows is None else rows
+        channels = (coefficients.model, coefficients.path, coefficients.score)
+        model, path, score = (None if c is None else c[rows] for c in channels)
+        extra = tuple((tensor, multiplier / self.ranks.size) for tensor, multiplier in coefficients.extra)
+        lesson = coefficients.lesson
+        return Coefficients(
+            model, path, score, extra, None if lesson is None else lesson.share(rows, self.ranks.all_reduce_sum)
+        )
 
 
 def complete(
@@ -108,21 +164,26 @@ def complete(
     backward_samples: int | None = None,
     samples: Latents | None = None,
     scaled_likelihood: bool = False,
+    ranks: Ranks | None = None,
 ) -> Request:
     """The arguments of :func:`iwbounds.estimate`, completed and checked; it raises what they are wrong for."""
     _check_kinds(log_joint, bound, gradient, proposal_bound)
+    # Kinds first: everything below asks questions that only the right kinds can answer.
     given = as_proposal(proposal)
     if isinstance(given, ExtendedProposal):
         _refuse_extended(gradient, given)
         log_joint, given = given.extend(log_joint)
     if num_samples is not None:
         num_samples = check_whole_number("num_samples", num_samples, 1, "Draw at least 1.")
+    # Before anything is drawn, as it says how much that is.
     if bound.chooses_num_samples:
         _refuse_count(bound, given, num_samples, samples)
-        bound, num_samples = bound.frozen_level()  # type: ignore[attr-defined]
-    count = check_latents(samples, num_samples) if samples is not None else num_samples or DEFAULT_NUM_SAMPLES
-    chunk_size = _part_of(count, "chunk_size", chunk_size)
+        with nullcontext() if ranks is None else ranks.shared_stream(LEVEL):
+            bound, num_samples = bound.frozen_level()  # type: ignore[attr-defined]
+    count, own_count, first = _count(samples, num_samples, ranks)
+    chunk_size = _part_of(own_count, "chunk_size", chunk_size)
     backward_samples = _part_of(count, "backward_samples", backward_samples)
+    # None: not known yet, as they are still to be drawn; then the proposal's word is taken.
     live = None if samples is None else any(z.requires_grad for z in given.latent_parts(samples))
     chosen = gradient or _default(bound, given, count, live)
     _check_rule(bound, chosen, proposal_bound, count, given, samples)
@@ -144,7 +205,7 @@ def complete(
         proposal_bound,
         # A scaled mini-batch likelihood is unbiased inside nothing but a mean of log-weights.
         Direction.NONE if scaled_likelihood and not isinstance(bound, ELBO) else bound.direction,
-        count,
+        own_count,
         chunk_size,
         backward_samples if differentiate else None,
         samples,
@@ -152,7 +213,27 @@ def complete(
         total=chosen.total and proposal_bound is None,
         gate=proposal_bound is None and chosen.bounded_ratio(bound),
         unfit=_unfit_message(chosen, given, bound, count) if differentiate else None,
+        ranks=ranks,
+        first=first,
     )
+
+
+def _count(samples: Latents | None, num_samples: int | None, ranks: Ranks | None) -> tuple[int, int, int | None]:
+    """K, how many of them are this rank's, and where these start; without ranks: K, K, None."""
+    if ranks is None:
+        count = check_latents(samples, num_samples) if samples is not None else num_samples or DEFAULT_NUM_SAMPLES
+        return count, count, None
+    if samples is None:
+        shares = ranks.shares(num_samples or DEFAULT_NUM_SAMPLES)
+    else:
+        check_latents(samples, None)
+        shares = tuple(ranks.numbers)
+    if num_samples not in (None, sum(shares)):
+        raise ValueError(
+            f"expected the samples of all ranks to be num_samples = {num_samples} together; got {list(shares)}. Each "
+            "rank gives its own part of them; drop num_samples."
+        )
+    return sum(shares), shares[ranks.rank], sum(shares[: ranks.rank])
 
 
 def _refuse_count(bound: Bound, proposal: Proposal, num_samples: int | None, samples: Latents | None) -> None:
@@ -201,14 +282,17 @@ def _part_of(count: int, name: str, value: int | None) -> int | None:
     if value is None:
         return None
     size = check_whole_number(name, value, 1, "Take at least 1; None takes all.")
+    # All of them is None: the engine then has one way less, without copies or a second pass.
     return size if size < count else None
 
 
 def _check_kinds(log_joint: object, bound: object, gradient: object, proposal_bound: object) -> None:
-    if isinstance(log_joint, Distribution | Proposal | ExtendedProposal) or not callable(log_joint):
+    # Swapped arguments are the commonest mistake. The kinds are named, as a user's Proposal may well be callable.
+    if isinstance(log_joint, Distribution | Proposal | ExtendedProposal | type) or not callable(log_joint):
+        given = f"the class {log_joint.__name__}" if isinstance(log_joint, type) else type(log_joint).__name__
         raise TypeError(
-            "expected log_joint to be a callable from latents to (num_samples, *batch) nats; got "
-            f"{type(log_joint).__name__}. It comes first, then the proposal."
+            f"expected log_joint to be a callable from latents to (num_samples, *batch) nats; got {given}. It comes "
+            "first, then the proposal."
         )
     for name, value, kind, example in (
         ("bound", bound, Bound, "iw.IWAE()"),
@@ -217,6 +301,7 @@ def _check_kinds(log_joint: object, bound: object, gradient: object, proposal_bo
     ):
         if isinstance(value, kind) or (value is None and name != "bound"):
             continue
+        # iw.IWAE for iw.IWAE(): a class has all the attributes, and would fail far from here.
         found = f"the class {value.__name__}" if isinstance(value, type) else repr(value)
         made = f"Make an instance of it: {value.__name__}(…)." if isinstance(value, type) else f"Pass {example}."
         raise TypeError(f"expected {name} to be an instance of iwbounds.{kind.__name__}; got {found}. {made}")
@@ -251,6 +336,7 @@ def _check_rule(
             f"{bound!r} is an upper bound at draws of the posterior alone, and estimate draws from the proposal. Pass "
             "posterior draws as samples=, or call iw.sandwich."
         )
+    # The bound that path and score follow; the model's channel is c, which every bound has.
     gradient.check(proposal_bound or bound)
     bound.check_count(count)
     if proposal_bound is not None:
@@ -267,6 +353,14 @@ def _refuse_parts(proposal: Proposal, **options: int | None) -> None:
         )
 
 
+def cannot(proposal: Proposal, what: str, error: NotImplementedError) -> str:
+    """For a class that leaves a method out."""
+    return (
+        f"expected a proposal that can be sampled and has a log_prob; {proposal.name} cannot {what}"
+        f"{f' ({error})' if str(error) else ''}. Wrap callables of your own: iwbounds.Proposal(sample=…, log_prob=…)."
+    )
+
+
 # Which gradients fit.
 
 
@@ -278,6 +372,7 @@ def _default(bound: Bound, proposal: Proposal, count: int, live: bool | None) ->
         candidates += (
             [DReG(), Reparameterized()] if bound.smooth and not proposal.needs_own_samples else [Reparameterized()]
         )
+    # In the order of their variance where they fit; VIMCO has others to compare with from two samples on.
     candidates.append(VIMCO() if count >= 2 else ScoreFunction())
     return next((candidate for candidate in candidates if _unfit(candidate, proposal) is None), candidates[-1])
 
@@ -296,8 +391,8 @@ def _unfit(gradient: Gradient, proposal: Proposal) -> str | None:
         return proposal.mean_score
     if proposal.total_derivative_only and not gradient.total:
         return (
-            "its log_prob knows a sample by how it was made (a transform with a cache, or without an inverse), and has "
-            "no derivative at fixed parameters"
+            "its log_prob knows a sample by how it was made (a transform with a cache, or without an inverse; a "
+            "deterministic chain), and has no derivative at fixed parameters"
         )
     return None
 

@@ -14,7 +14,7 @@ from iwbounds.checks import Latents
 from iwbounds.diagnostics import effective_sample_size, pareto_k
 from iwbounds.gradients import Coefficients
 from iwbounds.logspace import normalized_weights
-from iwbounds.posterior import Expectation, resample_indices, self_normalized_mean, take_samples
+from iwbounds.posterior import Expectation, resample_indices, self_normalized_mean, take_samples, without_error
 
 __all__ = ["Estimate"]
 
@@ -81,7 +81,8 @@ class Estimate:
 
         Returns:
             ``.mean`` and ``.standard_error``, ``(*batch, …)`` float64; see
-            :func:`iwbounds.posterior.self_normalized_mean` for formula, bias and edge cases.
+            :func:`iwbounds.posterior.self_normalized_mean` for formula, bias and edge cases. The error is NaN where the
+            samples depend on each other.
 
         Raises:
             ValueError: the estimate was made without ``keep_samples=True``.
@@ -91,7 +92,8 @@ class Estimate:
         >>> iw.estimate(q.log_prob, q, samples=torch.ones(8, 3), keep_samples=True).expectation(torch.exp).mean
         tensor([2.7183, 2.7183, 2.7183], dtype=torch.float64)
         """
-        return self_normalized_mean(self.log_weights, f(self._kept()))
+        found = self_normalized_mean(self.log_weights, f(self._kept()))
+        return found if self.independent else without_error(found)
 
     def resample(self, n: int) -> Latents:
         """n latents per datum, ``(n, *batch, *event)``, drawn with replacement with the probabilities ``weights``.

@@ -57,6 +57,7 @@ def blocks(request: Request) -> Iterator[Block]:
         yield KeptBlock(latents)
         return
     # The last block is the larger one, rather than below 16 samples.
+    # By number of samples and per_call alone, never by the chunk size: every chunking then draws the same latents.
     number = max(1, (request.count + per_call - 16) // per_call)
     for size in [*[per_call] * (number - 1), request.count - per_call * (number - 1)]:
         yield RedrawnBlock(partial(request.draw, size))
@@ -86,6 +87,7 @@ def chunks(found: Iterator[Block], size: int) -> Iterator[Chunk]:
 
 def split(latents: Latents, size: int) -> Iterator[Latents]:
     """Latents in views of ``size`` samples."""
+    # torch.split makes one node of the graph for all its views, where indexing would make one for each.
     leaves = [torch.split(leaf, size) for leaf in latent_leaves(latents)]
     for pieces in zip(*leaves, strict=True):
         left = iter(pieces)
@@ -113,11 +115,13 @@ class RedrawnBlock:
 
     def __init__(self, sample: Callable[[], Latents]) -> None:
         self._sample = sample
+        # Taken when the block is made, which is right before its first draw: blocks are made one at a time.
         self._states = random_states()
         self._first: list[Tensor] | None = None
 
     def in_graph(self) -> Latents:
         """Latents whose graph holds no values: the backward draws the block anew."""
+        # preserve_rng_state would fork the generators around the first draw too; redraw restores them itself.
         return checkpoint(self.redraw, use_reentrant=False, preserve_rng_state=False)
 
     @torch.no_grad()
@@ -128,6 +132,7 @@ class RedrawnBlock:
         """For the first time, or once more."""
         if self._first is None:
             latents = self._sample()
+            # A few numbers are kept, to tell a redraw that is not the same from one that is.
             self._first = list(_first_numbers(latents))
             return latents
         with restored(self._states):
@@ -161,6 +166,7 @@ def random_states() -> list[Tensor]:
 def restored(states: list[Tensor]) -> Iterator[None]:
     """Run under earlier states of the generators, and leave no trace of it."""
     cpu, *cuda = states
+    # fork_rng puts back what was there before: the backward must not move the user's random numbers.
     with torch.random.fork_rng(devices=range(len(cuda))):
         torch.set_rng_state(cpu)
         for device, state in enumerate(cuda):

@@ -51,6 +51,8 @@ def count_data(data: Any) -> int | None:
     """How many data there are; None where only going through them would tell."""
     if _is_whole(data):
         return _batch_size(data)
+    if isinstance(data, list):
+        return sum(map(_batch_size, _batches(data)))
     # Samplers may leave data out, or repeat them: they know better than the data set how many they yield.
     sampler = getattr(data, "sampler", None)
     if sampler is not None and not getattr(data, "drop_last", False):

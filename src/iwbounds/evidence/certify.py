@@ -9,13 +9,17 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from iwbounds.certificates import BettingCertificate
+from iwbounds.checks import check_whole_number
 from iwbounds.engine import estimate
 from iwbounds.evidence.progress import Progress
-from iwbounds.proposals import LogJoint, Proposal, as_proposal
+from iwbounds.evidence.weighted import Weighted
+from iwbounds.logspace import log_mean_exp
+from iwbounds.proposals import ExtendedProposal, LogJoint, Proposal
 
 __all__ = ["CertifiedEvidence", "certify"]
 
 _FIRST = 100  # samples before the first look
+_FEWEST_CALLS = 20  # the same, of randomisations
 _GROWTH = 1.2  # a look takes all weights so far: with growing distances, all looks cost six times the last one
 _ELEMENTS = 50_000  # samples × data drawn at once
 
@@ -55,13 +59,14 @@ class CertifiedEvidence:
 
 def certify(
     log_joint: LogJoint,
-    proposal: Distribution | Proposal,
+    proposal: Distribution | Proposal | ExtendedProposal,
     tolerance: float = 0.1,
     confidence: float = 0.99,
     max_samples: int = 10**6,
     *,
     chunk_size: int | None = None,
     progress: bool = False,
+    samples_per_randomisation: int | None = None,
 ) -> CertifiedEvidence:
     r"""Draw samples until log p(x) is certified to lie above :math:`\log\hat p` − ``tolerance``.
 
@@ -70,19 +75,24 @@ def certify(
 
     Args:
         log_joint: latents to ``(K, *batch)`` nats, as in :func:`iwbounds.estimate`.
-        proposal: as there; its draws must be independent.
+        proposal: as there; its draws must be independent, unless ``samples_per_randomisation`` is given.
         tolerance: in nats, of every datum in the batch.
         confidence: that ``lower`` is below log p(x), for each datum by itself; for all of N data at once, pass
             1 − (1 − confidence)/N.
         max_samples: give up after so many per datum. The log-weights are kept: 4 or 8 bytes each.
         chunk_size: how many samples to evaluate at once; by default 50 000 samples × data.
         progress: show a bar on standard error.
+        samples_per_randomisation: for draws that depend on each other within one call of the proposal, and not between
+            calls (:class:`iwbounds.QuasiRandom`, :class:`iwbounds.StratifiedMixture`, antithetic pairs): how many to
+            draw in one call. The bet is then on the mean weight of each call, one after the other; some fifty calls are
+            the least that certify anything useful.
 
     Returns:
         A :class:`iwbounds.evidence.CertifiedEvidence` with ``log_evidence``, ``lower``, ``num_samples``, ``reached``.
 
     Raises:
-        ValueError: a proposal with ``independent=False``, a weight that is NaN or +inf, or a number out of range.
+        ValueError: a proposal with ``independent=False`` and no ``samples_per_randomisation``, a weight that is NaN or
+            +inf, or a number out of range.
 
     Edge cases: a datum without a weight above zero has the certificate −inf, and is never reached.
 
@@ -94,44 +104,66 @@ def certify(
     >>> result.reached, bool(-1.65 < result.lower < -1.516)
     (True, True)
     """
-    _check(proposal, tolerance, max_samples, chunk_size)
-    certificate = BettingCertificate(confidence)
-    look = min(_FIRST, max_samples)
+    per_call = 1 if samples_per_randomisation is None else samples_per_randomisation
+    _check(tolerance, max_samples, chunk_size, per_call)
+    weighted = Weighted.of(log_joint, proposal)
+    if samples_per_randomisation is None and not weighted.proposal.independent:
+        raise ValueError(
+            "expected a proposal with independent draws; this one has independent=False, and the certificate would be "
+            "void. If separate calls of it are independent, say how many samples to draw in one: "
+            "samples_per_randomisation=64."
+        )
+    certificate, most = BettingCertificate(confidence), max_samples // per_call
+    look = min(_FIRST if per_call == 1 else _FEWEST_CALLS, most)
     with torch.no_grad(), Progress("certify", max_samples, "samples", progress) as bar:
         while True:
-            _draw(log_joint, proposal, certificate, look - certificate.count, chunk_size)
+            count = look - certificate.count
+            if per_call == 1:
+                _draw(weighted, certificate, count, chunk_size)
+            else:
+                _randomise(weighted, certificate, count, per_call, chunk_size)
             found = certificate.log_evidence(), certificate.lower()
             reached = bool((found[0] - found[1] < tolerance).all())
-            bar.advance(look - bar.done, f"gap {(found[0] - found[1]).max().item():.3f}")
-            if reached or look == max_samples:
-                return CertifiedEvidence(*found, certificate.count, reached, tolerance, confidence)
-            look = min(max_samples, int(_GROWTH * look))
+            bar.advance(look * per_call - bar.done, f"gap {(found[0] - found[1]).max().item():.3f}")
+            if reached or look == most:
+                return CertifiedEvidence(*found, look * per_call, reached, tolerance, confidence)
+            # Looks at growing counts: the bet is valid at each of them, and its bisection is not paid for after every
+            # chunk.
+            look = min(most, int(_GROWTH * look))
 
 
-def _check(proposal: Distribution | Proposal, tolerance: float, max_samples: int, chunk_size: int | None) -> None:
+def _check(tolerance: float, max_samples: int, chunk_size: int | None, per_call: int) -> None:
     if not tolerance > 0:
         raise ValueError(f"expected a tolerance above 0 nats; got {tolerance}. 0.1 is a good choice.")
     if max_samples < 1 or (chunk_size is not None and chunk_size < 1):
         raise ValueError(f"expected max_samples and chunk_size of at least 1; got {max_samples} and {chunk_size}.")
-    if not getattr(as_proposal(proposal), "independent", True):
+    check_whole_number("samples_per_randomisation", per_call, 1)
+    if max_samples < per_call:
         raise ValueError(
-            "expected a proposal with independent draws; this one has independent=False, and the certificate would be "
-            "void. Pass one log-mean-weight per independent randomisation to iwbounds.lower_confidence_bound."
+            f"expected max_samples to allow one randomisation of {per_call} samples; got {max_samples}. Raise it."
         )
 
 
-def _draw(
-    log_joint: LogJoint,
-    proposal: Distribution | Proposal,
-    certificate: BettingCertificate,
-    count: int,
-    chunk_size: int | None,
+def _randomise(
+    weighted: Weighted, certificate: BettingCertificate, count: int, per_call: int, chunk_size: int | None
 ) -> None:
+    """So many more calls of the proposal; the mean weight of each is one bet."""
+    means = []
+    for _ in range(count):
+        log_w = weighted.log_weights(weighted.proposal.sample((per_call,)), chunk_size)
+        # The draws of one call depend on each other: together they are one unbiased, non-negative estimate, hence one
+        # bet.
+        means.append(log_mean_exp(log_w.double(), dim=0))
+    certificate.add(torch.stack(means))
+
+
+def _draw(weighted: Weighted, certificate: BettingCertificate, count: int, chunk_size: int | None) -> None:
     """So many more samples, in chunks of independent draws."""
     step = chunk_size or _FIRST  # the batch is not known before the first draw
     while count:
         size = min(count, step)
-        log_w = estimate(log_joint, proposal, num_samples=size).log_weights
+        log_w = estimate(weighted.log_joint, weighted.proposal, num_samples=size).log_weights
         certificate.add(log_w)
         count -= size
+        # Now that the batch is known: as many samples as keep the log-weights in a cache.
         step = chunk_size or max(_FIRST, _ELEMENTS // max(1, log_w[0].numel()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -13,14 +13,17 @@ from torch.distributions import Distribution
 
 from iwbounds.bounds import ELBO, IWAE, Bound
 from iwbounds.bounds.jackknife import Jackknife
+from iwbounds.checks import Latents, map_latents
 from iwbounds.diagnostics import effective_sample_size, pareto_k, pareto_k_threshold
 from iwbounds.engine import estimate
+from iwbounds.evidence.weighted import Weighted
 from iwbounds.gradients import VIMCO, DReG, Gradient, Reparameterized, ScoreFunction
-from iwbounds.proposals import LogJoint, Proposal, as_proposal
+from iwbounds.proposals import ExtendedProposal, LogJoint, Proposal
 
 __all__ = ["Diagnosis", "Row", "diagnose", "gradient_snr"]
 
-Model: TypeAlias = Callable[[Any], tuple[LogJoint, Distribution | Proposal]]
+Pair: TypeAlias = tuple[LogJoint, Distribution | Proposal | ExtendedProposal]
+Model: TypeAlias = Callable[[Any], Pair]
 
 _LARGEST_FOR_GRADIENTS = 100
 _ELEMENTS = 200_000  # log-weights evaluated at once
@@ -56,6 +59,8 @@ class Diagnosis:
     num_data: int
     num_nonfinite: int
     """Data with NaN or +inf among their log-weights."""
+    model_snr: dict[int, float] = field(default_factory=dict)
+    """By K: the same ratio of the model's gradient, which all these estimators share."""
 
     @property
     def reading(self) -> tuple[str, ...]:
@@ -73,15 +78,23 @@ class Diagnosis:
         return "\n".join([title, head, *lines, *self._snr_lines(), *(f"- {line}" for line in self.reading)])
 
     def _snr_lines(self) -> list[str]:
-        if not self.snr:
+        table = {f"proposal, {name}": row for name, row in self.snr.items()}
+        if self.model_snr:
+            table["model, any of these" if table else "model"] = self.model_snr
+        if not table:
             return []
-        counts = sorted({k for row in self.snr.values() for k in row})
-        head = f"{'signal/noise of the proposal’s gradient':<40}" + "".join(f"{f'K = {k}':>10}" for k in counts)
+        counts = sorted({k for row in table.values() for k in row})
+        head = f"{'signal/noise of the gradient':<40}" + "".join(f"{f'K = {k}':>10}" for k in counts)
         lines = [
-            f"{name:<40}" + "".join(_cell(row.get(k, math.nan), 10, 2) for k in counts)
-            for name, row in self.snr.items()
+            f"{name:<40}" + "".join(_cell(row.get(k, math.nan), 10, 2) for k in counts) for name, row in table.items()
         ]
         return [head, *lines]
+
+    def plot(self, axes: Any = None) -> Any:
+        """Bounds and signal-to-noise ratios against K (matplotlib): see :func:`iwbounds.plots.plot_diagnosis`."""
+        from iwbounds.plots import plot_diagnosis  # a higher floor, and an optional dependency
+
+        return plot_diagnosis(self, axes)
 
 
 def _cell(value: float, width: int, digits: int) -> str:
@@ -94,20 +107,23 @@ def diagnose(
     num_samples: Sequence[int] = (1, 10, 100, 1000),
     *,
     parameters: Iterable[Tensor] | None = None,
+    model_parameters: Iterable[Tensor] | None = None,
     repeats: int = 30,
 ) -> Diagnosis:
     r"""What more samples would give, whether to believe the evidence, and which gradient to train with.
 
     For each K: IWAE (averaged over groups of K of one set of max(K) samples), the first-order jackknife, effective
     sample size, Pareto's k̂, and the gap :math:`\operatorname{Var}(w)/(2K p(x)^2)` that theory predicts. Then the
-    signal-to-noise ratio of the proposal's gradient under each estimator that fits the proposal, K ≤ 100.
+    signal-to-noise ratio of the proposal's gradient under each estimator that fits the proposal, and of the model's,
+    which is the same coefficients c whatever the estimator, K ≤ 100.
 
     Args:
         model: data to ``(log_joint, proposal)``; called once for the weights, and once per gradient.
         x: a small batch of data, whatever ``model`` takes.
         num_samples: the K's.
         parameters: of the proposal, for the gradients. None: those parameters of an ``nn.Module`` that log q depends
-            on; without any, gradients are left out.
+            or its samples depend on; without any, they are left out.
+        model_parameters: of the log-joint. None: those of an ``nn.Module`` that log p(x, z) depends on at fixed z.
         repeats: gradients per estimator and K, 2 or more.
 
     Returns:
@@ -129,25 +145,30 @@ def diagnose(
     counts = sorted({int(k) for k in num_samples})
     if not counts or counts[0] < 1 or repeats < 2:
         raise ValueError(f"expected num_samples of at least 1 and repeats >= 2; got {num_samples!r} and {repeats}.")
-    log_w = _log_weights(model(x), counts[-1])
+    log_w = _log_weights(Weighted.of(*model(x)), counts[-1])
     finite = (~(log_w.isnan() | log_w.isposinf())).all(0)
-    snr = _snr_table(model, x, [k for k in counts if k <= _LARGEST_FOR_GRADIENTS], parameters, repeats)
+    few = [k for k in counts if k <= _LARGEST_FOR_GRADIENTS]
+    of_proposal, of_model = (None if p is None else list(p) for p in (parameters, model_parameters))
+    snr = _snr_table(model, x, few, of_proposal, repeats)
     kept = log_w[:, finite]
     ratio = len(kept) / effective_sample_size(kept) - 1  # Var(w)/p²; inf for a datum without a weight
     rows = tuple(_row(kept, k, ratio) for k in counts) if kept.numel() else ()
     elbo = ELBO()(kept).mean().item() if kept.numel() else math.nan
-    return Diagnosis(elbo, rows, snr, log_w.shape[1], int((~finite).sum()))
+    of_both = _model_snr(model, x, few, of_model, repeats)
+    return Diagnosis(elbo, rows, snr, log_w.shape[1], int((~finite).sum()), of_both)
 
 
 @torch.no_grad()
-def _log_weights(pair: tuple[LogJoint, Distribution | Proposal], count: int) -> Tensor:
+def _log_weights(weighted: Weighted, count: int) -> Tensor:
     """``(count, data)`` float64, in pieces where the draws are independent."""
     parts: list[Tensor] = []
-    whole = not getattr(as_proposal(pair[1]), "independent", True)
+    whole = not weighted.proposal.independent
     step = count if whole else min(16, count)
     while count:
         step = min(step, count)
-        parts.append(estimate(*pair, num_samples=step).log_weights.reshape(step, -1).double())
+        parts.append(
+            estimate(weighted.log_joint, weighted.proposal, num_samples=step).log_weights.reshape(step, -1).double()
+        )
         count -= step
         step = max(16, _ELEMENTS // max(1, parts[0].shape[1]))
     return torch.cat(parts)
@@ -173,7 +194,7 @@ def _row(log_w: Tensor, count: int, ratio: Tensor) -> Row:
 
 
 def gradient_snr(
-    build: Callable[[], tuple[LogJoint, Distribution | Proposal]],
+    build: Callable[[], Pair],
     parameters: Iterable[Tensor],
     bound: Bound = IWAE(),
     gradient: Gradient | None = None,
@@ -228,7 +249,7 @@ def gradient_snr(
 
 
 def _gradient(
-    build: Callable[[], tuple[LogJoint, Distribution | Proposal]],
+    build: Callable[[], Pair],
     leaves: list[Tensor],
     bound: Bound,
     gradient: Gradient | None,
@@ -242,44 +263,95 @@ def _gradient(
 
 
 def _snr_table(
-    model: Model, x: Any, counts: list[int], parameters: Iterable[Tensor] | None, repeats: int
+    model: Model, x: Any, counts: list[int], leaves: list[Tensor] | None, repeats: int
 ) -> dict[str, dict[int, float]]:
-    pair = model(x)
-    leaves = _proposal_parameters(model, pair[1]) if parameters is None else list(parameters)
+    weighted = _with_graph(model, x)
+    leaves = _proposal_parameters(model, weighted) if leaves is None else leaves
     table: dict[str, dict[int, float]] = {}
-    for gradient in _candidates(pair[1]) if leaves else ():
-        for k in counts:
-            if k == 1 and isinstance(gradient, VIMCO):
-                continue  # it compares with the other samples
+    for gradient in _candidates(weighted.proposal) if leaves else ():
+        for k in _possible(weighted.proposal, gradient, counts):
             snr = gradient_snr(lambda: model(x), leaves, IWAE(), gradient, k, repeats)
             table.setdefault(repr(gradient), {})[k] = snr
     return table
 
 
-def _candidates(proposal: Distribution | Proposal) -> list[Gradient]:
+def _model_snr(model: Model, x: Any, counts: list[int], leaves: list[Tensor] | None, repeats: int) -> dict[int, float]:
+    weighted = _with_graph(model, x)
+    leaves = _model_parameters(model, weighted) if leaves is None else leaves
+    fitting = _candidates(weighted.proposal)
+    if not leaves or not fitting:
+        return {}
+    # Any will do: what an estimator sends to the model is c, the derivative of the bound, in each of them.
+    possible = _possible(weighted.proposal, fitting[0], counts)
+    return {k: gradient_snr(lambda: model(x), leaves, IWAE(), fitting[0], k, repeats) for k in possible}
+
+
+def _with_graph(model: Model, x: Any) -> Weighted:
+    """As training sees it: a hierarchy extends itself otherwise where no gradient is asked for."""
+    with torch.enable_grad():
+        return Weighted.of(*model(x))
+
+
+def _candidates(proposal: Proposal) -> list[Gradient]:
     """The unbiased estimators that fit the proposal."""
-    plain = as_proposal(proposal)
-    if type(plain) is not Proposal:
-        return []  # a hierarchy has more than one sampler, and inner rules of its own
-    fixed, independent = getattr(plain, "fixed_support", True), getattr(plain, "independent", True)
-    found: list[Gradient] = [Reparameterized()] if plain.reparameterized is True else []
-    if fixed and independent:
+    found: list[Gradient] = [Reparameterized()] if proposal.pathwise else []
+    if proposal.total_derivative_only:
+        return found
+    if proposal.fixed_support and proposal.independent:
         found += [DReG()] if found else [ScoreFunction()]
         found.append(VIMCO())
     return found
 
 
-def _proposal_parameters(model: object, proposal: Distribution | Proposal) -> list[Tensor]:
+def _possible(proposal: Proposal, gradient: Gradient, counts: list[int]) -> list[int]:
+    """The K's that both can take: VIMCO compares with other samples, a stratified mixture draws in equal parts."""
+    found = [k for k in counts if k > 1 or not isinstance(gradient, VIMCO)]
+    return [k for k in found if proposal.independent or _draws(proposal, k)]
+
+
+@torch.no_grad()
+def _draws(proposal: Proposal, count: int) -> bool:
+    try:
+        proposal.sample((count,))
+    except ValueError:
+        return False
+    return True
+
+
+def _proposal_parameters(model: object, weighted: Weighted) -> list[Tensor]:
     """The module's parameters that the draws or log q depend on."""
+    return _found(model, lambda: sum(part.sum() for part in _log_q(weighted)))
+
+
+def _model_parameters(model: object, weighted: Weighted) -> list[Tensor]:
+    """The module's parameters that log p(x, z) depends on at fixed z."""
+
+    def log_p() -> Tensor:
+        z = map_latents(Tensor.detach, weighted.visible(_sample(weighted.proposal)))
+        return weighted.of_z(z).sum()
+
+    return _found(model, log_p)
+
+
+def _log_q(weighted: Weighted) -> list[Tensor]:
+    return weighted.proposal.log_prob_parts(_sample(weighted.proposal))
+
+
+def _sample(proposal: Proposal) -> Latents:
+    """One draw, or as few as the proposal makes at once."""
+    return proposal.sample((next((k for k in range(1, 65) if proposal.independent or _draws(proposal, k)), 1),))
+
+
+def _found(model: object, log_density: Callable[[], Any]) -> list[Tensor]:
+    """The module's parameters that a log-density has a gradient for; none where there is no module."""
     candidates = [p for p in model.parameters() if p.requires_grad] if isinstance(model, nn.Module) else []
-    plain = as_proposal(proposal)
-    if not candidates or type(plain) is not Proposal:
+    if not candidates:
         return []
     with torch.enable_grad():
-        log_q = sum(part.sum() for part in plain.log_prob_parts(plain.sample((1,))))
-        if not isinstance(log_q, Tensor) or not log_q.requires_grad:
+        value = log_density()
+        if not isinstance(value, Tensor) or not value.requires_grad:
             return []
-        grads = torch.autograd.grad(log_q, candidates, allow_unused=True)
+        grads = torch.autograd.grad(value, candidates, allow_unused=True)
     return [p for p, g in zip(candidates, grads, strict=True) if g is not None]
 
 
@@ -290,7 +362,17 @@ def _reading(found: Diagnosis) -> list[str]:
             "iwbounds.testing.check_contract. The table leaves them out.",
             *(_reading_of_weights(found) if found.rows else []),
         ]
-    return [*_reading_of_weights(found), *_reading_of_gradients(found.snr)]
+    return [*_reading_of_weights(found), *_reading_of_gradients(found.snr), *_reading_of_model(found.model_snr)]
+
+
+def _reading_of_model(snr: dict[int, float]) -> list[str]:
+    if not snr:
+        return []
+    most = max(snr)
+    lines = [f"At K = {most}, the model's gradient has a ratio of {snr[most]:.2f}."]
+    if snr[most] < 0.1:
+        lines[0] += " Larger batches raise it, with the square root of their size."
+    return lines
 
 
 def _reading_of_weights(found: Diagnosis) -> list[str]:

@@ -18,10 +18,10 @@ from torch.distributions import Distribution
 
 from iwbounds.checks import Latents, latent_leaves, map_latents
 from iwbounds.diagnostics import tail_size
-from iwbounds.evidence.weighted import blocks, chunked_log_weights, latents_in_chunks, plain_proposal
+from iwbounds.evidence.weighted import Weighted
 from iwbounds.logspace.mean import finite_or_zero
-from iwbounds.posterior import Expectation, check_values, expanded, pareto_smoothed_tail, take_samples
-from iwbounds.proposals import LogJoint, Proposal
+from iwbounds.posterior import Expectation, check_values, expanded, pareto_smoothed_tail, take_samples, without_error
+from iwbounds.proposals import ExtendedProposal, LogJoint, Proposal
 
 __all__ = ["posterior_expectation"]
 
@@ -29,7 +29,7 @@ __all__ = ["posterior_expectation"]
 @torch.no_grad()
 def posterior_expectation(
     log_joint: LogJoint,
-    proposal: Distribution | Proposal,
+    proposal: Distribution | Proposal | ExtendedProposal,
     f: Callable[[Latents], Any],
     num_samples: int,
     chunk_size: int | None = None,
@@ -45,10 +45,11 @@ def posterior_expectation(
 
     Args:
         log_joint: latents to ``(K, *batch)`` nats, as in :func:`iwbounds.estimate`.
-        proposal: a torch ``Distribution`` or :class:`iwbounds.Proposal`. Sampled several times, in blocks whose sizes
-            do not depend on ``chunk_size``; in one call where its draws depend on each other.
-        f: latents to ``(K, *batch, *event)``: a tensor, or a tuple or dict of tensors. For a variance, return the
-            squares too.
+        proposal: a torch ``Distribution``, an :class:`iwbounds.Proposal`, or one that extends the latents
+            (hierarchical, stratified, …). Sampled several times, in blocks whose sizes do not depend on ``chunk_size``;
+            in one call where its draws depend on each other.
+        f: the latents that ``log_joint`` receives to ``(K, *batch, *event)``: a tensor, or a tuple or dict of tensors.
+            For a variance, return the squares too.
         num_samples: K.
         chunk_size: samples whose densities and f are evaluated at once; None: as many as are drawn at once, about a
             quarter of a million numbers.
@@ -61,9 +62,10 @@ def posterior_expectation(
 
     Raises:
         ValueError: f's shape does not start with that of the log-weights, or a number is out of range.
-        TypeError: a hierarchical or annealed proposal, whose samples are more than the model's latents.
 
-    Edge cases: f is not counted where the weight is zero; a datum whose weights are all zero has NaN.
+    Edge cases: f is not counted where the weight is zero; a datum whose weights are all zero has NaN. Draws that depend
+    on each other (``independent=False``) have a mean and no standard error: NaN. For that of quasi-random draws,
+    compare several calls.
 
     Reference: Owen (2013), Monte Carlo theory, methods and examples, section 9.2; for ``smooth``, Vehtari, Simpson,
     Gelman, Yao and Gabry (2024), Pareto Smoothed Importance Sampling, arXiv:1507.02646.
@@ -76,13 +78,15 @@ def posterior_expectation(
     """
     if num_samples < 1 or (chunk_size is not None and chunk_size < 1):
         raise ValueError(f"expected num_samples and chunk_size of at least 1; got {num_samples} and {chunk_size}.")
-    plain = plain_proposal(proposal, "Use iwbounds.estimate(…, keep_samples=True).expectation(f).")
+    weighted = Weighted.of(log_joint, proposal)
     size = tail_size(num_samples)
+    # One more than the tail, as its threshold is the largest weight outside; five are the fewest a fit takes.
     state = _Moments(size + 1 if smooth and size >= 5 else 0)
-    for block in blocks(plain, num_samples):
-        for chunk in latents_in_chunks(block, chunk_size):
-            state.add(chunked_log_weights(log_joint, plain, chunk), f(chunk))
-    return state.result()
+    for block in weighted.blocks(num_samples):
+        for chunk in weighted.chunks(block, chunk_size):
+            state.add(weighted.log_weights(chunk), f(weighted.visible(chunk)))
+    found = state.result()
+    return found if weighted.proposal.independent else without_error(found)
 
 
 @dataclass
@@ -113,6 +117,8 @@ class _Sums:
     def result(self, total: Tensor, squares: Tensor) -> tuple[Tensor, Tensor]:
         total, squares = expanded(total, self.first), expanded(squares, self.first)
         mean = self.first / total
+        # Σ w² (f − f̄)², multiplied out, as f̄ is known only at the end; the centre has been taken off to keep its
+        # digits.
         variance = self.third - 2 * mean * self.second + mean.square() * squares
         return mean + self.centre, variance.clamp_min(0).sqrt() / total
 
@@ -139,9 +145,11 @@ class _Moments:
         if self._kept is not None:
             log_w = torch.cat([self._kept[0], log_w])
             values = map_latents(lambda f, kept: torch.cat([kept, f]), values, self._kept[1])
+        # Sorted each time with those kept before: what is given back can never be among the largest of all.
         order = log_w.argsort(dim=0, descending=True)
         log_w, values = log_w.gather(0, order), take_samples(values, order)
         cut = self._waiting
+        # clone: a slice would keep the whole chunk alive.
         self._kept = log_w[:cut], map_latents(lambda f: f[:cut].clone(), values)
         return log_w[cut:], map_latents(lambda f: f[cut:], values)
 

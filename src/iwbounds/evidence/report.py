@@ -57,6 +57,10 @@ class EvidenceReport:
     """First index, one past the last, and a digest of the values, of every batch of data."""
     draws: tuple[tuple[int, int, int], ...]
     """Seed, first sample, and one past the last, of what was drawn for each datum."""
+    samples_per_randomisation: int = 1
+    """What ``weights`` counts as one: the mean weight of so many samples, drawn in one call."""
+    independent: bool = True
+    """Whether what ``weights`` counts is independent."""
 
     @property
     def num_data(self) -> int:
@@ -66,7 +70,7 @@ class EvidenceReport:
     @property
     def num_samples(self) -> int:
         """Samples per datum."""
-        return self.weights.count
+        return self.weights.count * self.samples_per_randomisation
 
     @property
     def seed(self) -> int:
@@ -92,9 +96,12 @@ class EvidenceReport:
     def sampling_error(self) -> float:
         r"""Of :attr:`nll` over the draws, for these data: :math:`\frac1N\sqrt{\sum_i (1/\mathrm{ESS}_i - 1/K)}`.
 
-        From the delta method: it says nothing where k̂ is above its threshold.
+        From the delta method: it says nothing where k̂ is above its threshold. NaN for dependent draws without
+        independent randomisations, from which it cannot be known.
         """
-        return ((1 / self.ess - 1 / self.num_samples).clamp_min(0).sum().sqrt() / self.num_data).item()
+        if not self.independent:
+            return math.nan
+        return ((1 / self.ess - 1 / self.weights.count).clamp_min(0).sum().sqrt() / self.num_data).item()
 
     @property
     def slack(self) -> float:
@@ -111,6 +118,7 @@ class EvidenceReport:
         if self.reasons_against_certifying:
             return None
         # Whatever a bound claims of itself, it is its being below the log of an unbiased estimate that counts here.
+        # Markov holds for the log of an unbiased estimate and for whatever is below it, datum by datum.
         return -mean_confidence_bound(torch.minimum(self.log_evidence, self.weights.log_mean()), self.confidence)
 
     @property
@@ -132,7 +140,7 @@ class EvidenceReport:
 
     @property
     def ess(self) -> Tensor:
-        """``(N,)`` effective sample sizes, 1..K; 0 where all weights are zero."""
+        """``(N,)`` effective sample sizes, 1..K (or up to the number of randomisations); 0 where all are zero."""
         return self.weights.ess()
 
     @cached_property
@@ -143,7 +151,7 @@ class EvidenceReport:
     @property
     def pareto_k_threshold(self) -> float:
         """min(1 − 1/log10 K, 0.7): above it a datum's evidence is not to be trusted."""
-        return pareto_k_threshold(self.num_samples)
+        return pareto_k_threshold(self.weights.count)
 
     @property
     def num_untrusted(self) -> int:
@@ -163,12 +171,19 @@ class EvidenceReport:
     def worst(self, count: int = 5) -> list[tuple[int, float]]:
         """Index and −log evidence of the data that the model explains least, the worst first; NaN before all."""
         nll = -self.log_evidence
+        # NaN sorts as the worst: it is the datum that most needs looking at.
         order = nll.nan_to_num(nan=torch.inf, posinf=torch.inf).argsort(descending=True, stable=True)[:count]
         return [(int(self.index[i]), nll[i].item()) for i in order]
 
     def __str__(self) -> str:
         lines = [f"{key:<13}{text}" for key, text in self._lines()]
-        return "\n".join([f"Evidence of {self.num_data} data: {self.bound}, {self.num_samples} samples each", *lines])
+        return "\n".join([f"Evidence of {self.num_data} data: {self.bound}, {self._drawn()} each", *lines])
+
+    def _drawn(self) -> str:
+        if self.samples_per_randomisation > 1:
+            return f"{self.weights.count} randomisations of {self.samples_per_randomisation} samples"
+        # What is exact chooses the number itself; the first level's samples are those that all data have.
+        return f"{self.num_samples} samples{' or more' if self.direction is Direction.EXACT else ''}"
 
     def _lines(self) -> list[tuple[str, str]]:
         worst = ", ".join(f"#{i} ({nll:.2f})" for i, nll in self.worst())
@@ -179,7 +194,7 @@ class EvidenceReport:
             ("NLL", f"{self.nll:.4f} ± {self.standard_error:.4f} nats per datum (over data)"),
             ("", f"± {self.sampling_error:.4f} from sampling; {side}"),
             ("certified", self._certified_line()),
-            ("ESS", f"{_quantiles(self.ess, '.1f')} of {self.num_samples} (5, 50, 95 % of the data)"),
+            ("ESS", f"{_quantiles(self.ess, '.1f')} of {self.weights.count} (5, 50, 95 % of the data)"),
             (
                 "Pareto k",
                 f"{_quantiles(self.pareto_k, '.2f')}; {above}",
@@ -267,6 +282,7 @@ class EvidenceReport:
 def write_atomically(state: dict[str, Any], path: Path) -> None:
     """``torch.save`` beside ``path``, then a rename: whoever reads finds the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    # In the same folder, as a rename is atomic within one file system only; by process, so that two do not share it.
     beside = path.with_name(f"{path.name}.{os.getpid()}.part")
     torch.save(state, beside)
     os.replace(beside, path)
@@ -285,10 +301,11 @@ def _quantile(values: Tensor, level: float) -> float:
 
 
 def _merge_two(first: EvidenceReport, second: EvidenceReport) -> EvidenceReport:
-    for name in ("bound", "confidence"):
+    for name in ("bound", "confidence", "samples_per_randomisation"):
         mine, theirs = getattr(first, name), getattr(second, name)
         if mine != theirs:
             raise ValueError(f"expected reports of one {name} to merge; got {mine} and {theirs}.")
+    # All in common or none: half of the data with twice the samples would be a report of two accuracies.
     same = torch.isin(first.index, second.index)
     if not same.any():
         return _other_data(first, second)
@@ -319,6 +336,7 @@ def _other_data(first: EvidenceReport, second: EvidenceReport) -> EvidenceReport
         bound_values=None if first.bound_values is None else both("bound_values"),
         dead_weights=both("dead_weights"),
         bad_weights=both("bad_weights"),
+        independent=first.independent and second.independent,
         refusals=_union(first.refusals, second.refusals),
         batches=_union(first.batches, second.batches),
         draws=_union(first.draws, second.draws),
@@ -356,6 +374,7 @@ def _other_samples(first: EvidenceReport, second: EvidenceReport) -> EvidenceRep
         weights=first.weights + second.weights,
         dead_weights=first.dead_weights + second.dead_weights,
         bad_weights=first.bad_weights + second.bad_weights,
+        independent=first.independent and second.independent,
         refusals=_union(first.refusals, second.refusals),
         draws=_union(first.draws, second.draws),
     )

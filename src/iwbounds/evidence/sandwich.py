@@ -29,14 +29,15 @@ from torch.nn.functional import logsigmoid
 from iwbounds.bounds import IWAE, Direction
 from iwbounds.bounds.reverse import ReverseIWAE
 from iwbounds.certificates import check_confidence, lower_confidence_bound
-from iwbounds.checks import Latents, check_latents
-from iwbounds.evidence.weighted import blocks, chunked_log_weights, plain_proposal
-from iwbounds.logspace import finite_maximum
-from iwbounds.proposals import LogJoint, Proposal
+from iwbounds.checks import Latents, check_latents, check_whole_number
+from iwbounds.evidence.weighted import Weighted
+from iwbounds.logspace import finite_maximum, log_mean_exp
+from iwbounds.proposals import ExtendedProposal, LogJoint, Proposal
 
 __all__ = ["Sandwich", "Side", "sandwich"]
 
 _MAX_STEPS = 200
+_BATCHES = 50
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +79,7 @@ class Sandwich:
         return self.upper.value - self.lower.value
 
     def __str__(self) -> str:
+        # One line for each side: that of the datum with the widest sandwich, as the others are better.
         where = int(self.width.flatten().argmax())
         which = f", widest of {self.width.numel()} data" if self.width.numel() > 1 else ""
         head = (
@@ -108,7 +110,7 @@ class Sandwich:
 @torch.no_grad()
 def sandwich(
     log_joint: LogJoint,
-    proposal: Distribution | Proposal,
+    proposal: Distribution | Proposal | ExtendedProposal,
     posterior_samples: Latents,
     num_samples: int = 1000,
     confidence: float = 0.99,
@@ -116,6 +118,7 @@ def sandwich(
     chains: int | None = None,
     *,
     chunk_size: int | None = None,
+    samples_per_randomisation: int | None = None,
 ) -> Sandwich:
     r"""log p(x) from below, by draws of the proposal, and from above, by draws of the posterior.
 
@@ -133,7 +136,10 @@ def sandwich(
 
     Args:
         log_joint: latents to ``(K, *batch)`` nats, as in :func:`iwbounds.estimate`.
-        proposal: a torch ``Distribution`` or :class:`iwbounds.Proposal`.
+        proposal: a torch ``Distribution``, an :class:`iwbounds.Proposal`, or one that extends the latents and can
+            complete a posterior draw to its extended one (:class:`iwbounds.HierarchicalProposal`,
+            :class:`iwbounds.StratifiedMixture`, …): the sandwich is then that of the extended latent, whose evidence is
+            the same.
         posterior_samples: S ≥ 2 draws from anywhere, ``(S, *batch, *event)``: a tensor, or a tuple or dict, whatever
             ``log_joint`` and the proposal's ``log_prob`` take.
         num_samples: K ≥ 2.
@@ -142,6 +148,9 @@ def sandwich(
         chains: how many chains the draws come from, one after the other along axis 0, each in its own order; only for
             the standard errors (batch means). None: one chain, unless ``exact``.
         chunk_size: samples whose densities are evaluated at once; None: all there are.
+        samples_per_randomisation: for draws that depend on each other within one call of the proposal, and not between
+            calls (:class:`iwbounds.QuasiRandom`, :class:`iwbounds.StratifiedMixture`): how many to draw in one call.
+            ``num_samples`` is a multiple of it; the mean of each call counts as one for error and certificate.
 
     Returns:
         A :class:`iwbounds.evidence.Sandwich`: ``lower``, ``upper`` and ``bridge``, each with ``value``, ``direction``,
@@ -150,10 +159,11 @@ def sandwich(
     Raises:
         ValueError: NaN or impossible log-weights; fewer than 2 draws; ``chains`` that do not divide S, or together with
             ``exact``; shapes, as :func:`iwbounds.estimate`.
-        TypeError: a hierarchical or annealed proposal (for those, :func:`iwbounds.upper_bound`).
+        TypeError: an extended proposal that cannot complete a posterior draw (it does not define
+            ``posterior_log_weights``).
 
-    Edge cases: a proposal with ``independent=False`` has no lower certificate, and no standard error; both can be had
-    from independent randomisations. Posterior draws outside the proposal's support are fine.
+    Edge cases: a proposal with ``independent=False`` has no lower certificate, and no standard error of lower side and
+    bridge, without ``samples_per_randomisation``. Posterior draws outside the proposal's support are fine.
 
     References: Meng and Wong (1996), Simulating ratios of normalizing constants via a simple identity, Statistica
     Sinica 6, eq. 4.1, for the bridge; Frühwirth-Schnatter (2004), Estimating marginal likelihoods for mixture and
@@ -167,25 +177,31 @@ def sandwich(
     >>> bool(found.lower.certificate - 0.05 < -1.5155 < found.upper.certificate + 0.05)
     True
     """
-    plain = plain_proposal(proposal, "Use iwbounds.upper_bound, which bounds its density from the other side.")
     count = check_latents(posterior_samples, None)
     _check(count, num_samples, exact, chains, chunk_size)
     check_confidence(confidence)
-    log_w = torch.cat([chunked_log_weights(log_joint, plain, z, chunk_size) for z in blocks(plain, num_samples)])
-    reverse = chunked_log_weights(log_joint, plain, posterior_samples, chunk_size)
+    weighted = Weighted.of(log_joint, proposal)
+    per_call = _per_call(num_samples, samples_per_randomisation)
+    drawn = weighted.blocks(num_samples) if per_call == 1 else weighted.calls(num_samples, per_call)
+    log_w = torch.cat([weighted.log_weights(z, chunk_size) for z in drawn])
+    reverse = weighted.posterior_log_weights(posterior_samples, chunk_size)
     _check_weights(log_w := log_w.double(), reverse := reverse.double())
-    errors = _Errors(getattr(plain, "independent", True), exact, chains or 1)
+    errors = _Errors(
+        weighted.proposal.independent or samples_per_randomisation is not None, exact, chains or 1, per_call
+    )
     refusals = _refusals(errors.independent, exact)
     lower = Side(
         IWAE()(log_w),
         Direction.LOWER,
         errors.of_draws(log_w),
-        lower_confidence_bound(log_w, confidence) if errors.independent else None,
+        lower_confidence_bound(_means(log_w, per_call), confidence) if errors.independent else None,
     )
     upper = Side(
         ReverseIWAE()(reverse),
         Direction.UPPER,
         errors.of_posterior(-reverse),
+        # The same bet on 1/w, whose mean over the posterior is 1/p(x); chain draws are not independent, and nothing is
+        # bet.
         -lower_confidence_bound(-reverse, confidence) if exact else None,
     )
     bridge = _bridge(log_w, reverse, errors)
@@ -200,6 +216,7 @@ def _check(count: int, num_samples: int, exact: bool, chains: int | None, chunk_
         )
     if exact and chains is not None:
         raise ValueError("expected either exact=True (independent draws) or chains=…; got both.")
+    # Unequal chains would need a map from draws to chains; equal ones are what samplers give.
     if chains is not None and (chains < 1 or count % chains or count // chains < 2):
         raise ValueError(
             f"expected chains that divide the {count} posterior samples into 2 or more each; got {chains}. Lay the "
@@ -207,6 +224,25 @@ def _check(count: int, num_samples: int, exact: bool, chains: int | None, chunk_
         )
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"expected a chunk_size of at least 1; got {chunk_size}.")
+
+
+def _per_call(num_samples: int, samples_per_randomisation: int | None) -> int:
+    if samples_per_randomisation is None:
+        return 1
+    size = check_whole_number("samples_per_randomisation", samples_per_randomisation, 1)
+    if num_samples % size or num_samples < 2 * size:
+        raise ValueError(
+            f"expected num_samples to be two or more times samples_per_randomisation = {size}; got {num_samples}. "
+            f"Take {max(2, math.ceil(num_samples / size)) * size}."
+        )
+    return size
+
+
+def _means(log_x: Tensor, per_call: int) -> Tensor:
+    """Log-means of ``per_call`` successive draws each."""
+    if per_call == 1:
+        return log_x
+    return log_mean_exp(log_x.reshape(-1, per_call, *log_x.shape[1:]), dim=1)
 
 
 def _check_weights(log_w: Tensor, reverse: Tensor) -> None:
@@ -234,7 +270,8 @@ def _check_weights(log_w: Tensor, reverse: Tensor) -> None:
 def _refusals(independent: bool, exact: bool) -> tuple[tuple[str, str], ...]:
     found = []
     if not independent:
-        found.append(("lower", "the proposal's draws depend on each other (independent=False)"))
+        why = "the proposal's draws depend on each other (independent=False)"
+        found.append(("lower", f"{why}; where separate calls do not, say samples_per_randomisation="))
     if not exact:
         found.append(("upper", "chain draws, so valid up to the chain's own error (exact=False)"))
     return tuple(found)
@@ -247,10 +284,12 @@ class _Errors:
     independent: bool
     exact: bool
     chains: int
+    per_call: int = 1
+    """Draws of the proposal that make one independent mean."""
 
     def of_draws(self, log_x: Tensor) -> Tensor:
         """Of the log-mean of x at the proposal's draws."""
-        error = _relative_error(log_x, _iid_variance)
+        error = _relative_error(_means(log_x, self.per_call), _iid_variance)
         return error if self.independent else torch.full_like(error, torch.nan)
 
     def of_posterior(self, log_x: Tensor) -> Tensor:
@@ -258,13 +297,19 @@ class _Errors:
         return _relative_error(log_x, _iid_variance if self.exact else self._batch_variance)
 
     def _batch_variance(self, x: Tensor) -> Tensor:
-        """Variance of the mean from the means of batches of √n successive draws, about the mean of all chains."""
+        """Variance of the mean from the means of batches of successive draws, about the mean of all chains.
+
+        Some fifty batches in all tell a standard error to a tenth; more of them would be shorter, and those that are
+        not far longer than the chain's memory make it too small. From fifty chains on, each is one batch.
+        """
         per_chain = x.reshape(self.chains, -1, *x.shape[1:])
-        size = math.isqrt(per_chain.shape[1])
+        # At least √n draws to a batch: a batch grows with the chain, and in the end outlasts any memory.
+        size = max(math.isqrt(per_chain.shape[1]), per_chain.shape[1] // math.ceil(_BATCHES / self.chains))
         count = per_chain.shape[1] // size
         # The last few draws that fill no batch are left out of the variance alone.
         whole = per_chain[:, : count * size].reshape(-1, size, *x.shape[1:])
         means = whole.mean(1)
+        # Var of one batch's mean over the number of batches that all draws would fill.
         return means.var(0) * (size / len(x))
 
 
@@ -274,6 +319,7 @@ def _iid_variance(x: Tensor) -> Tensor:
 
 def _relative_error(log_x: Tensor, variance: Callable[[Tensor], Tensor]) -> Tensor:
     """Standard error of log mean x: that of the mean, over the mean. NaN where every x is zero."""
+    # Relative to the largest: the ratio of error and mean does not depend on the scale.
     x = (log_x - finite_maximum(log_x, 0)).exp()
     return variance(x).sqrt() / x.mean(0)
 

@@ -17,9 +17,10 @@ from iwbounds.diagnostics import tail_size
 from iwbounds.evidence.batches import Batch
 from iwbounds.evidence.report import EvidenceReport, write_atomically
 from iwbounds.evidence.streaming import StreamingWeights
+from iwbounds.logspace import log_mean_exp
 from iwbounds.seeding import derived_seed, forked_rng
 
-__all__ = ["Plan", "State", "Sums"]
+__all__ = ["Plan", "State", "Sums", "fingerprint", "merged"]
 
 _EVERY = 5.0  # seconds between writes
 
@@ -34,6 +35,8 @@ class Plan:
     confidence: float
     seed: int | None
     first: int
+    per_call: int = 1
+    """Samples per independent randomisation."""
 
     @property
     def stop(self) -> int:
@@ -62,17 +65,19 @@ class Sums:
     """All log-weights, for bounds that need them at once."""
     shared: bool = False
     """Whether the data were seen to share their draws."""
+    per_call: int = 1
 
     @classmethod
     def empty(cls, batch: Batch, plan: Plan) -> Sums:
         # Enough for the tail of four times the samples, should others be merged later.
-        capacity = tail_size(4 * plan.num_samples) + 1
+        capacity = tail_size(4 * plan.num_samples // plan.per_call) + 1
         none = torch.zeros(batch.size, dtype=torch.int64)
-        return cls(StreamingWeights.empty((batch.size,), capacity=capacity), none, none)
+        return cls(StreamingWeights.empty((batch.size,), capacity=capacity), none, none, per_call=plan.per_call)
 
     @property
     def count(self) -> int:
-        return self.weights.count + sum(map(len, self.pending))
+        """Samples so far."""
+        return self.weights.count * self.per_call + sum(map(len, self.pending))
 
     def added(self, log_w: Tensor, shared: bool, plan: Plan) -> Sums:
         """With one more block of log-weights."""
@@ -87,11 +92,17 @@ class Sums:
         log_w = torch.cat(self.pending)
         return replace(
             self,
-            weights=self.weights.merged(_on_cpu(StreamingWeights.of(log_w, self.weights.capacity))),
+            weights=self.weights.merged(_on_cpu(StreamingWeights.of(self._units(log_w), self.weights.capacity))),
             dead=self.dead + log_w.isneginf().sum(0).cpu(),
             bad=self.bad + (log_w.isnan() | log_w.isposinf()).sum(0).cpu(),
             pending=(),
         )
+
+    def _units(self, log_w: Tensor) -> Tensor:
+        """What is independent: the weights, or the mean weight of each randomisation."""
+        if self.per_call == 1:
+            return log_w
+        return log_mean_exp(log_w.double().reshape(-1, self.per_call, *log_w.shape[1:]), dim=1)
 
 
 class State:
@@ -106,11 +117,13 @@ class State:
         self._seen: set[int] = set()
         self._total, self._count = 0.0, 0
         self._saved = time.monotonic()
-        self._of: dict[str, Any] = {"model": _fingerprint(model), "bound": repr(plan.bound), "first_sample": plan.first}
-        self._of |= {"num_samples": plan.num_samples}
+        self._of: dict[str, Any] = {"model": fingerprint(model), "bound": repr(plan.bound), "first_sample": plan.first}
+        self._of |= {"num_samples": plan.num_samples, "samples_per_randomisation": plan.per_call}
         if path is not None and path.exists():
             self._load(path)
         if plan.seed is None:
+            # From the system, not from torch: an evaluation does not move the caller's random numbers. 31 bits fit
+            # everywhere.
             plan.seed = int.from_bytes(os.urandom(4), "big") >> 1
         self._of["seed"] = plan.seed
         self._digests = {start: (stop, digest) for part in self._parts for start, stop, digest in part.batches}
@@ -118,6 +131,7 @@ class State:
     def _load(self, path: Path) -> None:
         state = torch.load(path, weights_only=True)
         expected = self._of if self.plan.seed is None else self._of | {"seed": self.plan.seed}
+        # Continuing another model's evaluation would mix two evidences in one report.
         other = [name for name, value in expected.items() if state["of"][name] != value]
         if other:
             raise ValueError(
@@ -157,9 +171,11 @@ class State:
         if partial is None or partial["start"] != batch.start:
             return sums
         weights = StreamingWeights.from_state_dict(partial["weights"])
-        return Sums(weights, partial["dead"], partial["bad"], shared=partial["shared"])
+        dead, bad, shared = (partial[name] for name in ("dead", "bad", "shared"))
+        return Sums(weights, dead, bad, shared=shared, per_call=self.plan.per_call)
 
     def note_partial(self, batch: Batch, sums: Sums) -> None:
+        # Bounds that need all weights at once have no state inside a batch: they start the batch anew.
         if self.path is not None and self.plan.streams:
             self._begun = batch, sums
             self._save_now_and_then()
@@ -179,8 +195,20 @@ class State:
     def report(self) -> EvidenceReport:
         if not self._parts:
             raise ValueError("expected at least one datum; the data are empty.")
-        self._parts = [_merged(self._parts)]
+        # Kept merged: the next report, or the next save, starts from one part.
+        self._parts = [merged(self._parts)]
         return self._parts[0]
+
+    def write_whole(self, report: EvidenceReport, path: Path) -> None:
+        """The report of all parts of the data, as the finished state of one evaluation of all."""
+        write_atomically({"of": self._of, "partial": None, "report": report.state_dict(), "finished": True}, path)
+
+    @staticmethod
+    def known_seed(path: Path | None) -> int | None:
+        """The seed of an evaluation that a file holds; None where there is no file."""
+        if path is None or not path.exists():
+            return None
+        return int(torch.load(path, weights_only=True)["of"]["seed"])
 
     def _save_now_and_then(self) -> None:
         if time.monotonic() - self._saved > _EVERY:
@@ -199,15 +227,16 @@ class State:
         self._saved = time.monotonic()
 
 
-def _merged(parts: list[EvidenceReport]) -> EvidenceReport:
+def merged(parts: list[EvidenceReport]) -> EvidenceReport:
     """By halves: one after the other would copy the first ones as often as there are parts."""
     if len(parts) == 1:
         return parts[0]
+    # O(N log N) copies in all.
     half = len(parts) // 2
-    return _merged(parts[:half]) + _merged(parts[half:])
+    return merged(parts[:half]) + merged(parts[half:])
 
 
-def _fingerprint(model: object) -> str:
+def fingerprint(model: object) -> str:
     """Of a module's parameters and buffers, so that a state file is not continued with other ones."""
     digest = hashlib.sha256()
     if isinstance(model, nn.Module):

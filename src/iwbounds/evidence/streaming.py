@@ -59,6 +59,7 @@ class StreamingWeights:
         """The state of one chunk of log-weights ``(K, *batch)``."""
         log_w = promoted(log_w.detach())
         x = log_w.double()
+        # Relative to a finite maximum: a datum whose weights are all dead has sums of 0, and no NaN.
         exp = (x - finite_maximum(x, 0)).exp()
         largest = log_w.topk(min(capacity, len(log_w)), dim=0).values if capacity else None
         return cls(x.amax(0), exp.sum(0), exp.square().sum(0), x.shape[0], largest, capacity)
@@ -77,6 +78,7 @@ class StreamingWeights:
             raise ValueError(
                 f"expected a state of batch shape {tuple(self.maximum.shape)}; got {tuple(other.maximum.shape)}."
             )
+        # The larger maximum of the two, so that one factor is 1 and the other at most 1: nothing overflows.
         maximum = torch.maximum(self.maximum, other.maximum)
         mine, theirs = ((finite_or_zero(s.maximum) - finite_or_zero(maximum)).exp() for s in (self, other))
         mine, theirs = _dead_to_zero(mine, self), _dead_to_zero(theirs, other)
@@ -94,6 +96,7 @@ class StreamingWeights:
         """Log of the mean weight, ``(*batch)`` float64: IWAE of all samples seen. NaN before the first."""
         if self.count == 0:
             return torch.full_like(self.maximum, torch.nan)
+        # A living datum's total is at least 1, that of its largest weight; the clamp leaves a dead one at −inf.
         return self.maximum + self.total.clamp_min(0.5).log() - math.log(self.count)
 
     def ess(self) -> Tensor:
@@ -132,5 +135,6 @@ def _largest_of_both(first: StreamingWeights, second: StreamingWeights) -> tuple
     kept = [state.largest for state in known if state.largest is not None]
     if not capacity or len(kept) < len(known) or not kept:
         return None, capacity
+    # The largest of a union are among the largest of its parts, as long as each has kept as many.
     both = torch.cat(kept)
     return both.topk(min(capacity, len(both)), dim=0).values, capacity

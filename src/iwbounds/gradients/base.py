@@ -67,6 +67,8 @@ class Gradient(ABC):
     total: bool = False
     """Whether path = model and score = −path: the total derivative of the bound, for which the engine differentiates
     the log-proposal as it stands and needs no linearisation."""
+    path_is_model: bool = False
+    """Whether path = model for every bound, so that one backward serves both channels as it is."""
     follows_bound: bool = True
     """Whether the proposal follows the bound too. False for wake updates, which follow a divergence of their own."""
     needs_fixed_support: bool = True
@@ -85,7 +87,7 @@ class Gradient(ABC):
         """Refuse a subclass of a final class; take back shortcuts that were written for other coefficients."""
         super().__init_subclass__(**options)
         refuse_final(cls, "iwbounds.Gradient, and call the estimator from its coefficients")
-        reset_shortcuts(cls, Gradient, "coefficients", ("evaluate", "total", "bounded_ratio"))
+        reset_shortcuts(cls, Gradient, "coefficients", ("evaluate", "total", "path_is_model", "bounded_ratio"))
 
     @abstractmethod
     def coefficients(self, bound: Bound, log_w: Tensor) -> Coefficients:

@@ -113,12 +113,14 @@ class Controlled(EvaluatedTogether):
         refuse_jumps(self, bound)
         value, c, c_minus_h = bound.differentiate(log_w, path=True)
         assert c_minus_h is not None
+        # From the bound's own c − h: h may cancel here, where only strengths depend on it, and not the path below.
         h = c - c_minus_h
         strengths = self.strengths_for(bound, len(log_w)).to(c.device, c.dtype).unbind()
         # 1 − Σ λ_j j c^{j−1}: at DReG's λ it is 0, and c − h comes out without a subtraction.
         rest = 1 - sum(strength * (j + 1) * c**j for j, strength in enumerate(strengths))
         path = c_minus_h + rest * h
         score = sum((strength * c ** (j + 1) for j, strength in enumerate(strengths)), -c)
+        # λ was read above, before these samples teach anything: that is what keeps the estimator unbiased.
         lesson = self._lesson(_key(bound, len(log_w)), c, h) if self.learns else None
         return value, Coefficients(model=c, path=path, score=score, lesson=lesson)
 
@@ -160,9 +162,11 @@ class Controlled(EvaluatedTogether):
     @torch.no_grad()
     def _learn(self, key: str, sums: Tensor) -> None:
         """Second moments of g and every C_f, ``(1 + basis, *batch, events)``, over data; kept aside until committed."""
+        # float64: moments are added up over thousands of steps, and c² may be smaller by K² than c.
         data = sums.reshape(len(sums), -1, sums.shape[-1]).double()
         finite = data.isfinite().all(-1).all(0).unsqueeze(-1)
         data = torch.where(finite, data, 0.0)
+        # Inner products over the event, summed over data: the total variance is what is to be small.
         moments = torch.einsum("ibe,jbe->ij", data, data)
         self._learned.setdefault(key, _Moments(self.basis)).add(moments, data.shape[1])
 
@@ -240,6 +244,7 @@ class _Moments:
     def commit(self, decay: float) -> None:
         if self._waiting is None:
             return
+        # Unnormalised, beside their weight: λ is a ratio of moments, and needs no bias correction.
         self.moments = decay * self.moments.to(self._waiting.device) + self._waiting
         self.weight = decay * self.weight + self._waiting_count
         self.count += self._waiting_count

@@ -61,6 +61,7 @@ class GDReG(EvaluatedTogether):
     def evaluate(self, bound: Bound, log_w: Tensor) -> tuple[Tensor, Coefficients]:
         self.check(bound)
         value, c, c_minus_h = bound.differentiate(log_w, path=True)
+        # DReG's: the fourth channel's coefficients, h and c, are a − b and a, and the engine makes them of these.
         return value, Coefficients(model=c, path=c_minus_h)
 
     def bounded_ratio(self, bound: Bound) -> bool:

@@ -46,16 +46,19 @@ class Notes:
         """
         assert self.upstream is not None, "the gradient of the value is the first to be known"
         size = self.upstream.square().mean().sqrt()
+        # A loss that does not depend on the value teaches zeros, not NaN.
         return self.upstream, torch.where(size == 0, torch.ones_like(size), size)
 
     def add(self, place: int, found: Tensor) -> None:
         """Sums over some samples, of one part of the latents."""
+        # Chunks come one by one, and only their sums are kept: no slope outlives its chunk.
         self.sums[place] = self.sums[place] + found if place in self.sums else found
 
     def close_one(self) -> None:
         """A group of samples is through; the last one hands all in."""
         self.outstanding -= 1
         if self.outstanding == 0 and self.sums:
+            # By place, not by arrival: parts of the latents come in whatever order autograd walks.
             found = torch.cat([self.sums[place] for place in sorted(self.sums)], -1)
             self.sums.clear()
             self.learn(found if self.total is None else self.total(found))
@@ -97,6 +100,7 @@ class Lesson:
         They are never divided by it: it underflows for most samples. The multipliers are, whose ratio to it is bounded
         (the caller knows); where it is 0 the slopes that come are, too.
         """
+        # 0/0 where the coefficient vanished: the slope that comes is 0 there, too.
         relative = (self.on_p / model).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
         return self._listener(relative, parts, weighted=True)
 
@@ -115,6 +119,7 @@ class Lesson:
         def hear(place: int, slope: Tensor | None) -> None:
             if slope is not None:
                 upstream, size = self.notes.weights()
+                # A slope that came through the gate has the upstream gradient in it already.
                 weight = 1 / size if weighted else (upstream / size).unsqueeze(-1)
                 self.notes.add(place, weight * _sum_over_samples(multipliers, slope))
             self._awaited -= 1

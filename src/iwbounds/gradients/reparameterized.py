@@ -46,7 +46,15 @@ class Reparameterized(EvaluatedTogether):
 
     control_variate: bool = False
     pathwise = True
+    path_is_model = True
     needs_independence = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.control_variate, bool):
+            raise TypeError(
+                f"expected control_variate to be True or False; got {self.control_variate!r}. The bound and the number "
+                "of samples are arguments of iwbounds.estimate."
+            )
 
     @property
     def total(self) -> bool:  # type: ignore[override]
@@ -89,6 +97,7 @@ class STL(EvaluatedTogether):
     """
 
     pathwise = True
+    path_is_model = True
 
     def evaluate(self, bound: Bound, log_w: Tensor) -> tuple[Tensor, Coefficients]:
         value, c, _ = bound.differentiate(log_w)
@@ -132,6 +141,7 @@ class DReG(EvaluatedTogether):
 
     def evaluate(self, bound: Bound, log_w: Tensor) -> tuple[Tensor, Coefficients]:
         self.check(bound)
+        # c − h from the bound, not c less h: w̃² for IWAE, which a difference of numbers near 1 would lose.
         value, c, c_minus_h = bound.differentiate(log_w, path=True)
         return value, Coefficients(model=c, path=c_minus_h)
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from iwbounds.bounds import IWAE, Bound
+from iwbounds.checks import check_real
 from iwbounds.gradients.base import Coefficients, EvaluatedTogether
 from iwbounds.logspace import finite_maximum, finite_or_zero, served_by_kernel, weights_and_rest
 
@@ -29,6 +30,7 @@ class RunningMean:
     """
 
     def __init__(self, decay: float = 0.99) -> None:
+        decay = check_real("decay", decay, "0.99 is the default.")
         if not 0 <= decay < 1:
             raise ValueError(f"expected a decay in [0, 1); got {decay}.")
         self.decay = decay
@@ -66,7 +68,8 @@ class ScoreFunction(EvaluatedTogether):
     Edge cases: a datum whose bound is −inf has score 0.
 
     Raises:
-        ValueError: on use, a baseline that is neither of shape ``(*batch)`` nor a scalar.
+        TypeError: a baseline that cannot be called.
+        ValueError: on use, one that returns neither shape ``(*batch)`` nor a scalar.
 
     Reference: Williams (1992), Simple statistical gradient-following algorithms; Mnih and Gregor (2014), Neural
     Variational Inference and Learning, arXiv:1402.0030, section 2.3.
@@ -78,13 +81,22 @@ class ScoreFunction(EvaluatedTogether):
 
     baseline: Callable[[], Tensor] | None = None
 
+    def __post_init__(self) -> None:
+        if self.baseline is not None and not callable(self.baseline):
+            raise TypeError(
+                "expected baseline to be None, or a callable without arguments that returns (*batch) nats; got "
+                f"{self.baseline!r}. Pass a function that returns it, or RunningMean()."
+            )
+
     def evaluate(self, bound: Bound, log_w: Tensor) -> tuple[Tensor, Coefficients]:
         value, c, _ = bound.differentiate(log_w)
         if self.baseline is None:
+            # A dead datum has nothing to learn from: −inf as a reward would make every parameter NaN.
             return value, Coefficients(model=c, score=finite_or_zero(value - c))
         with torch.enable_grad():  # a learned baseline needs its graph, wherever the coefficients are computed
             baseline = self._checked_baseline(value)
         advantage = value - baseline.detach().to(value.dtype)
+        # ∂(−½ (L − β)²)/∂β = L − β: what the baseline's parameters get from the same backward.
         learned = ((baseline, finite_or_zero(advantage).unsqueeze(0)),)
         return value, Coefficients(model=c, score=finite_or_zero(advantage - c), extra=learned)
 
@@ -130,8 +142,16 @@ class VIMCO(EvaluatedTogether):
 
     geometric: bool = False
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.geometric, bool):
+            raise TypeError(
+                f"expected geometric to be True or False; got {self.geometric!r}. The bound and the number of samples "
+                "are arguments of iwbounds.estimate."
+            )
+
     def evaluate(self, bound: Bound, log_w: Tensor) -> tuple[Tensor, Coefficients]:
         if log_w.shape[0] == 1:
+            # L₋₁ of no others is taken as 0, which is the score function without a baseline.
             return ScoreFunction().evaluate(bound, log_w)
         bound = bound.frozen(log_w)
         if bound.power_mean == (1.0, 0.0):
@@ -153,12 +173,14 @@ class VIMCO(EvaluatedTogether):
             shifted = log_w - finite_maximum(log_w, 0)
             advantage = bound(shifted) - bound.leave_one_out(shifted, geometric=True)
         else:
+            # log w̄ cancels: L₋ₖ − L = log(1 − w̃ₖ) − log(1 − 1/K).
             advantage = math.log1p(-1 / len(log_w)) - log_rest
         return bound(log_w), Coefficients(model=w, score=_score(advantage - w, dead))
 
 
 def _score(raw: Tensor, dead: Tensor) -> Tensor:
     """0 for dead data, and where a baseline is infinite; NaN stays, in a datum with a NaN weight."""
+    # Infinite where all others are dead: L₋ₖ is −inf, and no finite score has that expectation.
     return finite_or_zero(raw.masked_fill(dead, 0.0))
 
 
@@ -192,10 +214,12 @@ class OVIS(EvaluatedTogether):
     gamma: float = 0.0
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "gamma", check_real("gamma", self.gamma, "0 is unbiased."))
         if not 0 <= self.gamma <= 1:
             raise ValueError(f"expected gamma in [0, 1]; got {self.gamma}. 0 is unbiased.")
 
     def check(self, bound: Bound) -> None:
+        # The formula uses c = w̃; Renyi(0) is the same function, but says it in another class.
         if type(bound) is not IWAE:
             raise ValueError(f"{self!r} is derived for IWAE alone; got {bound!r}. Use VIMCO() for other bounds.")
 
@@ -205,6 +229,7 @@ class OVIS(EvaluatedTogether):
         if count < 2:
             raise ValueError(f"{self!r} needs at least 2 samples; got {count}. Use ScoreFunction() for one.")
         w, log_rest, dead = weights_and_rest(log_w)
+        # −log(1 − w) − w: below .05 the two terms agree in all but the last digits, and its series is used.
         excess = torch.where(w < 0.05, _log1p_excess(w), -log_rest - w)
         score = excess + self.gamma * (w + math.log1p(-1 / count))
         return bound(log_w), Coefficients(model=w, score=_score(score, dead))

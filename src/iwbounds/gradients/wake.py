@@ -39,6 +39,7 @@ class Wake(EvaluatedTogether):
 
     def evaluate(self, bound: Bound, log_w: Tensor) -> tuple[Tensor, Coefficients]:
         value, c, _ = bound.differentiate(log_w)
+        # w̃ whatever the bound is: the wake update follows KL(p‖q), and only the model follows the bound.
         return value, Coefficients(model=c, score=normalized_weights(log_w))
 
 

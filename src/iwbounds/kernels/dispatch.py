@@ -36,6 +36,7 @@ def runs_kernel(x: Tensor, kernel: bool | None = None) -> bool:
         RuntimeError: ``kernel=True``, and it cannot run; the message says why, and what to do.
     """
     if kernel is None:
+        # Cheapest question first: on a CPU nothing else is asked.
         return x.is_cuda and not plain_only(x) and _obstacle(x.device) is None
     obstacle = (_obstacle(x.device) or _transform_obstacle(x)) if kernel else None
     if obstacle is not None:
@@ -45,6 +46,7 @@ def runs_kernel(x: Tensor, kernel: bool | None = None) -> bool:
 
 def plain_only(*tensors: Tensor) -> bool:
     """Whether only plain torch code will do: under a compiler or a ``torch.func`` transform, or for a dual tensor."""
+    # Inductor fuses the plain code itself, and cannot look into a launch.
     if torch.compiler.is_compiling():
         return True
     # torch (2.13) has no public question for "inside vmap, grad or jvp"; this is the one private call of the package.
@@ -60,6 +62,7 @@ def _obstacle(device: torch.device) -> str | None:
     if device.type == "cuda":
         return _gpu_obstacle(device)
     if device.type == "cpu":
+        # Read on every call: tests set it for a while.
         interpreted = os.environ.get("TRITON_INTERPRET") == "1"
         return None if interpreted else "the tensors are on the CPU. Move them to a GPU, or set TRITON_INTERPRET=1"
     return f"got tensors on {device}. Move them to a CUDA device"

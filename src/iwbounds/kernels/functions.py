@@ -56,6 +56,7 @@ def gradients_with_graph(
     What the backward of a kernel does under ``create_graph=True``: a kernel's own output has no graph.
     """
     wanted = [t for t, need in zip(inputs, needed, strict=True) if need]
+    # The plain function is evaluated once more, at the saved inputs: only who asks for second derivatives pays.
     found = iter(torch.autograd.grad(function(*inputs), wanted, grad, create_graph=True))
     return [next(found) if need else None for need in needed]
 
@@ -65,6 +66,7 @@ class _LogMeanExp(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor) -> Tensor:
         from iwbounds.kernels.triton_bound import launch_mean
 
+        # Not filled: the kernel writes every entry, and a fill would be a launch of its own.
         value, maximum, total = (_full(x, x.shape[1]) for _ in range(3))
         launch_mean(x, value, maximum, total)
         # The weights are made of these two: e^(x − value) does not sum to one at large magnitudes.
@@ -101,6 +103,7 @@ class _LeaveOneOut(torch.autograd.Function):
         from iwbounds.kernels.triton_leave_one_out import launch_leave_one_out_backward
 
         out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+        # The backward finds the top two again: saving them would cost as much memory traffic as reading x.
         launch_leave_one_out_backward(grad, x, out)
         return out
 

@@ -76,6 +76,7 @@ def fused_bound(
     from iwbounds.kernels.triton_bound import launch_bound
 
     x, value, c = _inputs_and_outputs(log_w)
+    # Where c − h is not wanted the kernel is compiled without it: a third less to write.
     b = torch.empty_like(c) if path else None
     launch_bound(x, value, c, b, power, elbo_part)
     shape = log_w.shape
@@ -152,6 +153,7 @@ def _inputs_and_outputs(log_w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
     Half types are read as they are: the kernel widens them in registers.
     """
+    # prod, as −1 cannot be inferred in an empty batch.
     x = log_w.detach().reshape(log_w.shape[0], math.prod(log_w.shape[1:]))
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     value, c = (torch.empty(shape, dtype=dtype, device=x.device) for shape in (x.shape[1:], x.shape))

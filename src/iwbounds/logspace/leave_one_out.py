@@ -64,7 +64,9 @@ def plain_leave_one_out(x: Tensor, dim: int = 0) -> Tensor:
         return x.masked_fill(x.isneginf(), -torch.inf).flip(dim)  # filled, so that a dead one gets no gradient
     top = x.detach().argmax(dim, keepdim=True)
     is_top = torch.zeros_like(x, dtype=torch.bool).scatter(dim, top, True)
+    # By index, not by value: of equal largest weights just one is the top, and the others stay in the rest.
     rest = x.masked_fill(is_top, -torch.inf)
+    # The mean counts the removed entry as a weight of 0: K/(K − 1) corrects the count.
     without_top = plain_log_mean_exp(rest, dim).unsqueeze(dim) + math.log(count / (count - 1))
     with_top = _log_sum_exp_with_top(x.gather(dim, top), rest, dim) - math.log(count - 1)
     return torch.where(is_top, without_top, with_top)
@@ -77,7 +79,9 @@ def _log_sum_exp_with_top(top: Tensor, rest: Tensor, dim: int) -> Tensor:
     """
     maximum = top.detach()
     shift = finite_or_zero(maximum)
+    # Where the top is +inf the shift is 0, and the rest may overflow; the result is +inf whatever they are.
     exp = (rest - shift).masked_fill(maximum.isposinf(), -torch.inf).exp()
+    # Rounding may leave a negative zero's worth: the true sum is no less than 0.
     others = (exp.sum(dim, keepdim=True) - exp).clamp_min(0.0)
     return maximum + (others + torch.expm1(top - shift)).clamp_min(-0.5).log1p()
 
@@ -88,6 +92,7 @@ def leave_one_out_mean(x: Tensor, dim: int = 0) -> Tensor:
     dead = x.isneginf()
     alive = x.masked_fill(dead, 0.0)  # a total of −inf less a −inf would be NaN: the dead ones are counted instead
     means = (alive.sum(dim, keepdim=True) - alive) / (x.shape[dim] - 1)
+    # A sample that is itself dead does not count among its others.
     others_dead = dead.sum(dim, keepdim=True) - dead.to(torch.int64)
     return means.masked_fill(others_dead > 0, -torch.inf)
 
@@ -113,6 +118,7 @@ def weights_and_rest(log_w: Tensor) -> Complements:
     weights = parts.exp / parts.total
     top = parts.shifted.argmax(0, keepdim=True)
     log_others = parts.shifted.scatter(0, top, -torch.inf).logsumexp(0, keepdim=True)
+    # Right for weights up to 1/2, which all but the largest are.
     log_rest = weights.neg().log1p_()
     of_top = torch.where(weights.gather(0, top) > 0.5, log_others - parts.total.log(), log_rest.gather(0, top))
     log_rest.scatter_(0, top, of_top)

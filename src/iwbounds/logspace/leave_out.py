@@ -51,11 +51,14 @@ class LeaveOneOut(LogSums):
 
     def __init__(self, x: Tensor, coefficients: list[float]) -> None:
         self._coefficients = coefficients
+        # Only the largest can weigh more than half: it is set apart, and all others are taken relative to the rest.
         first_two, order = x.topk(2, dim=0)
         self._top = order[:1]
         first, second = first_two.detach()
+        # The largest itself, unless the second is so far below that exp would underflow: then 300 above the second.
         self._reference = torch.minimum(first, second + _FAR)
         self._beyond = first - self._reference
+        # The largest as 0: it would be exp(beyond), which may overflow.
         self._others = (x - self._reference).exp().scatter(0, self._top, 0.0)
         self._rest = self._others.sum(0)
         top = (first_two[0] - first).exp()  # one, with the derivative of the largest weight
@@ -66,6 +69,7 @@ class LeaveOneOut(LogSums):
     def value(self) -> Tensor:
         """``(batch)``."""
         count = len(self._others)
+        # log(S₋top/S): the part beyond the reference is taken off as a logarithm, where nothing underflows.
         without_top = (self._rest / self._total).log() - self._beyond
         correction = torch.log1p(-self._weights).sum(0) + without_top - count * math.log1p(-1.0 / count)
         log_mean = self._beyond + self._reference + (self._total / count).log()
@@ -75,8 +79,11 @@ class LeaveOneOut(LogSums):
     def combined_ratios(self, exponent: int) -> Tensor:
         """For each k, the weighted sum of (w_k / S_-i)^exponent over no i and each i ≠ k."""
         full, single = self._coefficients
+        # 1/(1 − w̃_i) = S/S₋ᵢ, at most 2 as no w̃ here exceeds 1/2.
         inverse = (1.0 / (1.0 - self._weights)) ** exponent
         weights, of_rest = self._weights**exponent, (self._others / self._rest) ** exponent
+        # Σ over i ≠ k of (w_k/S₋ᵢ)^e is w̃_k^e times the sum of all inverses less its own; the set without the largest
+        # is added apart.
         others = inverse.sum(0) - 1.0  # the largest entered as 1: its weight among the others is 0
         factor = full + single * others
         result: Tensor = weights * (factor - single * inverse) + single * of_rest
@@ -100,6 +107,8 @@ class _Plan(NamedTuple):
 
 @lru_cache(maxsize=64)
 def _plan(count: int, order: int) -> _Plan:
+    # m of the head may be left out; the m + 2 that stay weigh at least as much as any of the tail, which makes the
+    # series' ratio at most m/(3m + 6).
     head = min(count, 2 * order + 2)
     subsets = [set(t) for size in range(order + 1) for t in combinations(range(head), size)]
     first = [next(i for i in range(head) if i not in t) for t in subsets]
@@ -129,13 +138,16 @@ class LeaveOut(LogSums):
         tail_x = x.masked_fill(self._head_mask, -torch.inf)
         top = tail_x.detach().amax(0)
         self._tail = (tail_x - finite_or_zero(top)).exp()  # no tail: top is −inf
+        # γ: centred, |v| is at most 1/2 of the tail's range instead of 1, and the series needs half the terms.
         self._middle = 0.5 * (1.0 + (x.detach().amin(0) - finite_or_zero(top)).exp())
         self._reference = x.gather(0, self._index[: self._order + 1]).detach()
         self._relative = self._relative_weights(x.gather(0, self._index), (top - self._reference).exp())
         kept = torch.from_numpy(plan.kept).to(x.device)
+        # All A_T by one matrix product; each is relative to its own largest kept sample, so that none underflows.
         self._kept, self._totals = kept, kept @ self._relative.flatten(0, 1)
         self._beta = (top - self._reference).exp()[plan.first] / self._totals
         self._tail_count = x.shape[0] - plan.head
+        # No more can be left out of the tail than it has.
         self._depth = min(self._order, self._tail_count)
         self._moments = self._tail_moments(torch.finfo(x.dtype).eps)
 
@@ -186,6 +198,7 @@ class LeaveOut(LogSums):
         of_tail = (self._counts(0) * self._beta**exponent).sum(0, keepdim=True)
         for drawn in range(1, self._depth + 1):
             shrink, powers = self._series(drawn)
+            # The series of (1 − y)^−e has coefficients 1 for e = 1 and n + 1 for e = 2.
             binomial = (self._moments.degrees + 1.0) ** (exponent - 1)  # of 1/(1 − y)^exponent
             inner = (powers * (binomial * self._moments.of_size(drawn)).unsqueeze(1)).sum(0)
             head_part = self._counts(drawn) * shrink**exponent * inner
@@ -216,6 +229,7 @@ class _Moments:
         self._factorials = v.new_tensor([math.factorial(n) for n in range(terms + 1)]).unsqueeze(1)
         powers, sums = v, [torch.full_like(v[0], count)]
         for degree in range(terms):
+            # v itself first: 0⁰ = 1 for the masked head would be counted in the tail's sums.
             powers = powers * v if degree else v
             sums.append(powers.sum(0))
         power_sums = torch.stack(sums) / self._factorials
@@ -224,6 +238,8 @@ class _Moments:
         for size in range(1, depth + 1):
             self._shifts.append(self._toeplitz(self._elementary[-1]))
             terms_of_newton = (
+                # Newton: s e_s = Σ_i (−1)^{i−1} e_{s−i} p_i, products of power series in z; p_i(z) = p_1(i z) puts i^n
+                # on the n-th term.
                 (-1.0) ** (i - 1) * (self._shifts[size - i] * (i**self.degrees * power_sums).unsqueeze(1)).sum(0)
                 for i in range(1, size + 1)
             )
@@ -231,6 +247,7 @@ class _Moments:
 
     def _toeplitz(self, series: Tensor) -> Tensor:
         """``[a, n] -> series[n - a]``: multiplication of power series as a matrix."""
+        # Zeros in front stand for the coefficients of negative degree.
         padded = torch.cat([torch.zeros_like(series[1:]), series])
         steps = torch.arange(self.terms + 1, device=series.device)
         return padded[self.terms + steps - steps.unsqueeze(1)]

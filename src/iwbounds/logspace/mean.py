@@ -60,6 +60,7 @@ def promoted(x: Tensor, dim: int = 0) -> Tensor:
         raise ValueError(f"expected a tensor with an axis {dim} to reduce; got shape {tuple(x.shape)}.")
     if x.shape[dim] == 0:
         raise ValueError(f"expected at least one sample along axis {dim}; got shape {tuple(x.shape)}.")
+    # A float16 sum of 1e5 weights overflows, and bfloat16 keeps 3 digits: reductions are in float32 or more.
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
@@ -75,6 +76,7 @@ def finite_maximum(x: Tensor, dim: int) -> Tensor:
 
 def shifted_exp(x: Tensor, dim: int) -> ShiftedExp:
     """Exponentials relative to the detached maximum along ``dim``, and their sum."""
+    # Detached: in exact arithmetic the result does not depend on it, so neither does any derivative.
     maximum = x.detach().amax(dim, keepdim=True)
     shifted = x - finite_or_zero(maximum)  # a row of −inf minus its maximum would be NaN
     exp = shifted.exp()
@@ -112,6 +114,7 @@ def log_mean_exp(x: Tensor, dim: int = 0) -> Tensor:
     """
     x = promoted(x, dim)
     if served_by_kernel(x):
+        # Here, not above: the import brings Triton along, 0.2 s that a CPU has no use for.
         from iwbounds.kernels import fused_log_mean_exp
 
         return fused_log_mean_exp(x, dim)
@@ -137,6 +140,7 @@ def log_mean_exp_with_weights(x: Tensor, dim: int = 0) -> tuple[Tensor, Tensor]:
     x = promoted(x, dim)
     if x.dtype == torch.float32 and x.is_cpu:  # float64 is slow on most GPUs
         return _by_float64(x, dim)
+    # As in log_mean_exp, so that value and weights agree with it to the last digit on a GPU and in float64.
     parts = shifted_exp(x, dim)
     return _log_mean(parts, dim), parts.exp / parts.total
 
@@ -145,6 +149,7 @@ def _by_float64(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     """In place on a wider copy, which needs no correction: fewer operations and less memory than float32 takes."""
     exp = x.double()
     maximum = finite_maximum(exp, dim)
+    # In place, on the copy: at K = 5000 three buffers of the weights' size are saved.
     total = exp.sub_(maximum).exp_().sum(dim, keepdim=True)
     value = (total / x.shape[dim]).log_().add_(maximum)  # before the clamp below: a dead row must give log 0
     return value.squeeze(dim).to(x.dtype), exp.div_(total.clamp_min_(0.5)).to(x.dtype)
@@ -155,6 +160,7 @@ def _log_mean(parts: ShiftedExp, dim: int) -> Tensor:
     log_mean = (parts.total / parts.exp.shape[dim]).log()
     # Detached: the residual is a rounding error, and its derivative is not the derivative of anything.
     residual = torch.expm1(parts.shifted.detach() - log_mean.detach()).mean(dim, keepdim=True).log1p()
+    # A dead row's log-mean is −inf and its residual NaN; there is nothing to correct.
     correction = residual.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
     return (parts.maximum + (log_mean + correction)).squeeze(dim)
 

@@ -51,6 +51,8 @@ def sample_mean(x: Tensor, dim: int = 0) -> Tensor:
     """Arithmetic mean, taken about the maximum; −inf with gradient 0 where any entry is −inf."""
     x = promoted(x, dim)
     shift, dead = finite_maximum(x, dim), _any_dead(x, dim)
+    # About the maximum: the mean of 1e7 ± 1e-3 in float32 would otherwise keep none of the spread. Filled before the
+    # mean, as its gradient would be 1/K even in a dead row.
     mean = shift + (x - shift).masked_fill(dead, 0.0).mean(dim, keepdim=True)
     return mean.masked_fill(dead, -torch.inf).squeeze(dim)
 
@@ -64,6 +66,7 @@ def uniform_weights(x: Tensor, dim: int = 0) -> Tensor:
 def mean_replacing_each(x: Tensor, fill: Tensor) -> Tensor:
     """:func:`sample_mean` along axis 0 with x_k replaced by ``fill[k]``, for every k in O(K)."""
     count = x.shape[0]
+    # Not mean + (fill − x)/K, where x = −inf would meet −inf.
     return leave_one_out_mean(x) * ((count - 1) / count) + fill / count
 
 
@@ -79,8 +82,10 @@ def log_power_mean(x: Tensor, power: float, dim: int = 0) -> Tensor:
         return sample_mean(x, dim)
     x = promoted(x, dim)
     if math.isinf(power):
+        # Autograd spreads the gradient of ties evenly, which is one of the subgradients.
         return x.amax(dim) if power > 0 else x.amin(dim)
     scaled, shift, power, dead = _scaled(x, power, dim)
+    # The plain one, as its residual correction is what keeps the digits when divided by a power near 0.
     mean = shift.squeeze(dim) + plain_log_mean_exp(scaled, dim) / power
     return mean if dead is None else mean.masked_fill(dead.squeeze(dim), -torch.inf)
 
@@ -122,6 +127,7 @@ def power_path_weights(v: Tensor, power: float) -> Tensor:
     """
     if power == 0:
         return v
+    # Not c less h: at p = 1 that is v − v(1 − v), which rounds to 0 for v² below an ulp of v.
     return v * v if power == 1 else v * (v + (1 - _representable(power, v.dtype)) * (1 - v))
 
 
@@ -139,12 +145,15 @@ def power_mean_replacing_each(x: Tensor, fill: Tensor, power: float) -> Tensor:
         return mean_replacing_each(x, fill)
     x, count = promoted(x), x.shape[0]
     power, dead, dead_fill = _representable(power, x.dtype), x.isneginf(), fill.isneginf()
+    # The extreme that the power mean tends to, among the living: all p (x − m) are then at most 0.
     shift = finite_or_zero(x.amax(0) if power > 0 else x.masked_fill(dead, torch.inf).amin(0))
     x, fill = power * (x - shift), power * (fill - shift)
     changes = torch.expm1(x).masked_fill(dead, 0.0)
     mean_change = (changes.sum(0) - changes + torch.expm1(fill)) / count
+    # A sum of the others, from their mean.
     others = plain_leave_one_out(x) + math.log(count - 1)
     log_mean = torch.logaddexp(others, fill) - math.log(count)
+    # Of the others and of the fill: x_k itself is replaced, and may be dead.
     all_alive = (dead.sum(0) - dead.to(torch.int64) == 0) & ~dead_fill
     return shift + torch.where(all_alive & (mean_change.abs() <= 0.5), mean_change.log1p(), log_mean) / power
 
@@ -153,6 +162,7 @@ def _tempered(x: Tensor, beta: float) -> tuple[Tensor, Tensor, Tensor]:
     """v, x − m with 0 for dead weights, and Σ v (x − m)."""
     shifted, dead = x - finite_maximum(x, 0), x.detach().isneginf()
     alive = shifted.masked_fill(dead, 0.0)  # 0·(−inf) would be NaN, in the value and in its derivative
+    # Killed again after the product: β · 0 would give a dead weight the weight of the largest.
     v = normalized_weights((beta * alive).masked_fill(dead, -torch.inf))
     return v, alive, (v * alive).sum(0)
 
@@ -165,6 +175,7 @@ def tempered_mean(x: Tensor, beta: float) -> Tensor:
 def tempered_derivatives(x: Tensor, beta: float) -> tuple[Tensor, Tensor]:
     """Gradient c of S_β, and c − h without cancellation, each of the shape of ``x``."""
     v, alive, mean = _tempered(promoted(x), beta)
+    # 1 + g_k; c − h is v (tilt (1 − β + 2 β v) − β), collected so that β = 1, v = 1 gives exactly 1.
     tilt = 1.0 + beta * (alive - mean)
     return v * tilt, v * (tilt * ((1.0 - beta) + 2.0 * beta * v) - beta)
 
@@ -175,6 +186,7 @@ def tempered_mean_replacing_each(x: Tensor, fill: Tensor, beta: float) -> Tensor
         return mean_replacing_each(x, fill)
     x = promoted(x)
     log_others = plain_leave_one_out(beta * x) + math.log(x.shape[0] - 1)
+    # The weight of the fill beside the others': w^β/(w^β + Σ), as a sigmoid, which overflows on neither side.
     v = torch.sigmoid(beta * fill - log_others)  # NaN where both are −inf, and all is dead: the last line
     # A v of 0 or 1 may meet a mean that is −inf, and their product is 0.
     of_fill = torch.where(v == 0, 0.0, v * fill)
@@ -184,6 +196,7 @@ def tempered_mean_replacing_each(x: Tensor, fill: Tensor, beta: float) -> Tensor
 
 def _means_of_others(x: Tensor, beta: float) -> Tensor:
     """S_β of all other samples, for every sample."""
+    # Leaving out the largest would divide by 1 − v, which may be 0: that sample's others are summed on their own below.
     is_top = torch.zeros_like(x, dtype=torch.bool).scatter(0, x.argmax(0, keepdim=True), True)
     v, alive, mean = _tempered(x, beta)
     # Leaving out any but the largest keeps the largest, so what remains of the sum of weights is at least 1/K.

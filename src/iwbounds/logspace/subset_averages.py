@@ -52,6 +52,7 @@ class SubsetAverages(LogSums):
         self._count, self._size = x.shape[0], size
         lift, self._paid = _closed_gaps(x.detach(), size)
         self._x = x + lift
+        # log S_A of the lightest and of the heaviest set: between them lie all points where E(t) changes.
         smallest = self._x.detach().topk(size, dim=0, largest=False).values.logsumexp(0)
         largest = self._x.detach().topk(size, dim=0).values.logsumexp(0)
         self._first = -largest
@@ -59,6 +60,8 @@ class SubsetAverages(LogSums):
 
     def _log_nodes(self, power: int) -> tuple[Tensor, Tensor]:
         """Log t ``(Q, batch)`` and the rule's weights ``(Q, 1)`` for an integrand that starts as t^power."""
+        # Below the first node an integrand t^p has fallen by e^{−p·margin}; the extrapolation removes three powers
+        # more.
         margin = _GAP / (power + _EXTRAPOLATED)
         count = 1 + math.ceil((margin + _longest(self._range)) / _SPACING)
         steps = torch.arange(count, dtype=self._x.dtype, device=self._x.device).unsqueeze(1)
@@ -69,6 +72,7 @@ class SubsetAverages(LogSums):
     def value(self) -> Tensor:
         """``(batch)``: the average; not differentiable."""
         x = self._x.detach()
+        # w − 1, with all the digits of weights near the largest.
         excess = torch.expm1(x)
         deviation, scale = (excess - excess.mean(0)).unsqueeze(1), self._size * x.exp().mean(0)
         largest = deviation.abs().amax(0)
@@ -76,6 +80,8 @@ class SubsetAverages(LogSums):
         for log_t, weights in self._chunks(2, 1):
             t = log_t.exp()
             # Where the sets differ little, E relative to the reference, minus one; where they differ, E itself.
+            # Beyond t·spread = 1 the relative form would grow like e^{t·spread}; E itself is then far from the
+            # reference.
             near, reference = t * largest < 1.0, (-t * scale).exp()
             average = self._average(torch.where(near, t * deviation, self._scaled(x, log_t)), near)
             term = torch.where(near, reference * average, average - reference)
@@ -91,6 +97,7 @@ class SubsetAverages(LogSums):
         """``(Q, batch)``: the average over the sets of exp(−Σ exponent), less one where ``minus_one`` says so."""
         row = torch.where(minus_one, 0.0, torch.ones_like(exponent[:1]))
         for k in range(1, self._count + 1):
+            # x − 1 without rounding; 0 where the row is E itself, for which take + 0 is what is asked.
             y = torch.expm1(-exponent[k - 1]).masked_fill(~minus_one, 0.0)
             row = self._advance(row, k, (-exponent[k - 1]).exp(), y)
         return row[0]
@@ -105,6 +112,7 @@ class SubsetAverages(LogSums):
         for log_t, weights in self._chunks(exponent, self._count):
             scaled = self._scaled(self._x, log_t)
             x = (-scaled).exp()
+            # t^p w_k^p e^{−t w_k} times the average over the rest of the set: the integrand of (w_k/S_A)^p.
             parts.append((weights * scaled**exponent * x * self._derivatives_of_product(x)).sum(1))
         return torch.stack(parts).sum(0)
 
@@ -113,6 +121,8 @@ class SubsetAverages(LogSums):
         rows = [torch.ones_like(x[:1])]
         for k in range(1, self._count):
             rows.append(self._advance(rows[-1], k, x[k - 1]))
+        # Walked backwards, with the rows of the forward recursion at hand: each derivative is a product of the two, as
+        # in backpropagation, and nothing is divided by an x that may be 0.
         back, derivatives = torch.ones_like(x[:1]), []
         for k in range(self._count, 0, -1):
             low, high = self._band(k)
@@ -149,6 +159,7 @@ class SubsetAverages(LogSums):
     def _chunks(self, power: int, rows: int) -> list[tuple[Tensor, Tensor]]:
         """Nodes and weights in portions whose recursion stays in cache."""
         log_t, weights = self._log_nodes(power)
+        # The band is at most min(n, K − n) + 1 wide, whichever side of the set is the smaller.
         width = (min(self._size, self._count - self._size) + 1) * rows * max(1, self._x.shape[1])
         portion = max(1, _NODES_AT_ONCE // width)
         starts = range(0, len(log_t), portion)
@@ -173,6 +184,7 @@ def _longest(ranges: Tensor) -> float:
 def _end_weights(power: int) -> list[float]:
     """What the first nodes stand for below them: Σ_{q<0} f(t_0 r^q) if f is a mix of t^power, t^(power + 1), …"""
     exponents = power + np.arange(_EXTRAPOLATED)
+    # Σ_{q<0} r^{q e} = 1/(r^e − 1) for the exponent e; three nodes determine the mix of three powers.
     growth = math.exp(_SPACING) ** exponents
     nodes = growth ** np.arange(_EXTRAPOLATED)[:, None]
     weights: list[float] = np.linalg.solve(nodes.T, 1.0 / (growth - 1.0)).tolist()
@@ -184,8 +196,10 @@ def _closed_gaps(x: Tensor, size: int) -> tuple[Tensor, Tensor]:
     count = x.shape[0]
     order = x.sort(0, descending=True)
     high, low = order.values[:-1], order.values[1:]
+    # By log-weights in order: what a gap is wider than 40 is cut out of it.
     closed = (high - low - _GAP).clamp_min(0.0).masked_fill(low.isneginf(), 0.0)  # a dead weight stays dead
     lift = pad(closed.cumsum(0), (0, 0, 1, 0))
+    # The fraction of sets that lie altogether below the i-th gap: their log S was lifted by it.
     below = [math.comb(count - i, size) / math.comb(count, size) for i in range(1, count)]
     paid = (closed * x.new_tensor(below).unsqueeze(1)).sum(0)
     return torch.zeros_like(x).scatter(0, order.indices, lift), paid

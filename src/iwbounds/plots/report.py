@@ -74,7 +74,7 @@ def _trust(axis: Any, report: EvidenceReport) -> None:
     label = f"threshold {report.pareto_k_threshold:.2f}"
     axis.axhline(report.pareto_k_threshold, color=BLACK, linestyle=":", label=label)
     axis.set_xscale("log")
-    axis.set_xlim(1, report.num_samples)
+    axis.set_xlim(1, report.weights.count)
     axis.legend(fontsize=9, frameon=False)
 
 

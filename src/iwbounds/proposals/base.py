@@ -50,13 +50,16 @@ class Proposal:
         needs_own_samples: whether ``log_prob`` must be given the very tensor that ``sample`` returned: it recognises
             it, reads an attribute of it, or has its inverse from a cache. Slices and copies are then never handed over.
         total_derivative_only: whether ``log_prob`` knows a sample by how it was made, and not by its value, so that its
-            derivative at fixed parameters cannot be had. Said of torch transforms with a cache, or without an inverse.
+            derivative at fixed parameters cannot be had. Said of torch transforms with a cache, or without an inverse,
+            and of chains that are deterministic given their noise.
         joint_has_parameters: whether the proposal's parameters also sit in the log-joint (an extended one, with reverse
             models), so that no estimator may treat model and proposal apart.
         batch_shape: the shape of the batch, where it is known before anything is drawn.
         visible: from the latents to what the user's log-joint receives of them.
         mean_score: why E[∂ log q(z)] is not zero although the support is fixed, for the message that refuses the
             gradients which need it to be; None where it is zero.
+        sample_rows: for samples that are rows of one table: draws these of its rows. Ranks that share the samples each
+            take theirs, with torch's generators in one state.
 
     >>> import torch
     >>> shift = torch.zeros(3, requires_grad=True)
@@ -80,10 +83,12 @@ class Proposal:
     batch_shape: tuple[int, ...] | None = None
     visible: Callable[[Latents], Latents] | None = None
     mean_score: str | None = None
+    sample_rows: Callable[[range], Latents] | None = None
 
     @property
     def pathwise(self) -> bool:
         """Whether every part is reparameterised."""
+        # is True first: it is the common case, and needs no walk through the structure.
         return self.reparameterized is True or self._flags == {True}
 
     @property
@@ -110,6 +115,7 @@ class Proposal:
             return latent_leaves(latents)
         check_structure(f"samples of {self.name}", latents, self.reparameterized)
         parts: list[Tensor] = []
+        # The flags lead the walk, so that a part's place is that of its flag, whatever order a dict lists its keys in.
         map_latents(lambda flag, z: parts.append(z) if flag is not None else None, self.reparameterized, latents)
         return parts
 

@@ -8,7 +8,8 @@ evaluates the density of its own last sample and of nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, distributions, nn
@@ -25,7 +26,6 @@ from iwbounds.proposals.base import ExtendedProposal, Proposal
 
 __all__ = [
     "as_proposal",
-    "fixed_log_prob",
     "has_inverse",
     "has_moving_support",
     "has_path",
@@ -47,6 +47,12 @@ def as_proposal(proposal: Any) -> Proposal | ExtendedProposal:
     advice = "Wrap its two callables: iwbounds.Proposal(sample=…, log_prob=…)."
     if isinstance(proposal, type):
         advice = f"Make an instance of it: {proposal.__name__}(…)."
+    elif isinstance(proposal, nn.Module):
+        # A lazy distribution of zuko is a module: calling it, with a context or without, makes the distribution.
+        advice = (
+            f"Call the module, and pass the distribution that it returns: {type(proposal).__name__}(…)(context). If it "
+            f"is the log-joint, it comes first. {advice}"
+        )
     elif callable(proposal):
         advice = f"log_joint comes first, then proposal: were they swapped? {advice}"
     raise TypeError(
@@ -56,26 +62,45 @@ def as_proposal(proposal: Any) -> Proposal | ExtendedProposal:
 
 
 def _from_distribution(distribution: Distribution) -> Proposal:
+    if is_plain(distribution):  # first, as it is what a training step nearly always meets, and answers all questions
+        return _plain_proposal(distribution)
     name = type(distribution).__name__
+    _refuse_no_density(distribution)
     distribution = without_needless_cache(distribution)
     inverse = has_inverse(distribution)
     return Proposal(
+        # rsample also where it is no path (straight-through): the samples are the same, and reparameterized says the
+        # rest.
         distribution.rsample if distribution.has_rsample else distribution.sample,
         distribution.log_prob,
         has_path(distribution),
         name,
         _samples_per_call(distribution),
-        fixed_log_prob(distribution),
         fixed_support=not has_moving_support(distribution),
-        needs_own_samples=not inverse,
+        needs_own_samples=not inverse or _rounds_its_samples(distribution),
         total_derivative_only=not inverse and requires_grad(distribution),
+        batch_shape=tuple(distribution.batch_shape),
+    )
+
+
+def _plain_proposal(distribution: Distribution) -> Proposal:
+    """Of a class of fixed support, with a path, without transforms; its copy with detached parameters can be had."""
+    return Proposal(
+        distribution.rsample,
+        distribution.log_prob,
+        name=type(distribution).__name__,
+        samples_per_call=_samples_per_call(distribution),
+        # A copy is made when it is asked for: gradients that need none, and no_grad, do not pay for it.
+        fixed_log_prob=lambda latents: with_fixed_parameters(distribution).log_prob(latents),
         batch_shape=distribution.batch_shape,
     )
 
 
 def _samples_per_call(distribution: Distribution) -> int:
     """As many samples as have about a million elements (4 MB of float32), in multiples of 16."""
-    elements = distribution.batch_shape.numel() * distribution.event_shape.numel()
+    # In multiples of 16, as torch's vectorised normal generator fills 16 numbers at a time, and blocks of other sizes
+    # would not continue one sequence. (Other libraries have classes whose shapes are plain tuples, or lists.)
+    elements: int = math.prod((*distribution.batch_shape, *distribution.event_shape))
     return max(16, 2**20 // max(1, elements) // 16 * 16)
 
 
@@ -115,13 +140,6 @@ def is_plain(distribution: Distribution) -> bool:
     return type(distribution) in _PLAIN
 
 
-def fixed_log_prob(distribution: Distribution) -> Callable[[Tensor], Tensor] | None:
-    """``distribution.log_prob`` with detached parameters (made when it is called); None where it cannot be had."""
-    if not is_plain(distribution):
-        return None
-    return lambda latents: with_fixed_parameters(distribution).log_prob(latents)
-
-
 def with_fixed_parameters(distribution: Distribution) -> Distribution:
     """A copy whose tensors are detached; ``distribution`` must be known to be made of them.
 
@@ -130,6 +148,7 @@ def with_fixed_parameters(distribution: Distribution) -> Distribution:
     >>> with_fixed_parameters(torch.distributions.Normal(loc, 1.0)).loc.requires_grad
     False
     """
+    # Not through the constructor, which would validate and broadcast once more, and may derive what it was not given.
     copy: Distribution = object.__new__(type(distribution))
     vars(copy).update({name: _fixed(value) for name, value in vars(distribution).items()})
     return copy
@@ -155,18 +174,54 @@ def has_path(distribution: Distribution) -> bool:
     if isinstance(distribution, distributions.Wishart):
         return False
     layers = list(_layers(distribution))
-    if any("StraightThrough" in base.__name__ for layer in layers for base in type(layer).__mro__):
+    # Flows and products of zuko say True whatever they are made of; a rejection sampler's path leaves out the choice.
+    if any(not layer.has_rsample or _is_named(layer, "StraightThrough", "Rejector") for layer in layers):
         return False
     return not any(_is_discrete(layer) for layer in layers)
+
+
+def _is_named(distribution: Distribution, *names: str) -> bool:
+    """Whether the class or one that it inherits from has such a name: other libraries are known, and not imported."""
+    return any(name in base.__name__ for base in type(distribution).__mro__ for name in names)
+
+
+def _rounds_its_samples(distribution: Distribution) -> bool:
+    """Whether the density is that of a sample before it was rounded, which is kept as an attribute of the tensor."""
+    return any(_is_named(layer, "StraightThrough") and _is_named(layer, "Relaxed") for layer in _layers(distribution))
+
+
+def _refuse_no_density(distribution: Distribution) -> None:
+    """Raise ValueError where ``log_prob`` is not the log-density of what is sampled: weights would mean nothing."""
+    for layer in _layers(distribution):
+        if _is_named(layer, "MaskedDistribution") and vars(layer).get("_mask") is not True:
+            raise ValueError(
+                f"expected a proposal whose log_prob is the log-density of its samples; {type(layer).__name__} gives 0 "
+                "where it is masked. Pass its base_dist, and mask the log-joint, or what depends on the estimate."
+            )
+        if isinstance(layer, distributions.LKJCholesky) and not _draws_its_rows_well(layer):
+            raise ValueError(
+                f"expected a proposal whose log_prob is the log-density of its samples; this version of PyTorch draws "
+                f"{type(layer).__name__} of dimension {layer.dim} from another distribution (dimension 2 is right). "
+                "Wrap a sampler of your own: iwbounds.Proposal(sample=…, log_prob=…)."
+            )
+
+
+def _draws_its_rows_well(distribution: distributions.LKJCholesky) -> bool:
+    """Whether row i, of i entries beside the diagonal, has a squared length with the first Beta parameter i / 2."""
+    first = distribution._beta.concentration1.detach().reshape(-1, distribution.dim)[0]
+    return all(abs(float(first[row]) - row / 2) < 1e-3 for row in range(1, distribution.dim))
 
 
 def _layers(distribution: Distribution) -> Iterator[Distribution]:
     """The distribution and those that it is made of, outermost first."""
     yield distribution
-    for name in ("base_dist", "base", "_component_distribution"):
-        inner = getattr(distribution, name, None)
-        if isinstance(inner, Distribution):
-            yield from _layers(inner)
+    for name, value in vars(distribution).items():
+        # What is private helps to sample (a Categorical in a relaxed one), except for a mixture's components.
+        if name.startswith("_") and name != "_component_distribution":
+            continue
+        for inner in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(inner, Distribution):
+                yield from _layers(inner)
 
 
 def _is_discrete(distribution: Distribution) -> bool:
@@ -187,14 +242,37 @@ def has_moving_support(distribution: Distribution) -> bool:
     """Whether the bounds of the support depend on something that requires grad."""
     if is_plain(distribution):
         return False
+    if type(distribution).__name__ == "Delta":  # of Pyro: a single point, which is where its parameter is
+        return requires_grad(vars(distribution))
     if isinstance(distribution, TransformedDistribution) and _inherits_support(distribution):
         return _image_moves(distribution)
     inner = [layer for layer in _layers(distribution) if layer is not distribution]
     support = _support(distribution)
     if support is not None and requires_grad(vars(support)):
         return True
-    # Independent and mixtures pass the support of what they are made of on; others are taken at their word.
-    return _passes_support_on(distribution) and any(has_moving_support(layer) for layer in inner)
+    if support is None and _maps_a_bounded_base(distribution):
+        return True
+    # Independent and mixtures pass the support of what they are made of on, and so may what is silent about its own;
+    # others are taken at their word.
+    passed_on = support is None or _passes_support_on(distribution)
+    return passed_on and any(has_moving_support(layer) for layer in inner)
+
+
+def _maps_a_bounded_base(distribution: Distribution) -> bool:
+    """A flow (of zuko) over anything but the whole real line; where it ends is the transform's secret, so it moves."""
+    base, transform = getattr(distribution, "base", None), getattr(distribution, "transform", None)
+    if not (isinstance(base, Distribution) and isinstance(transform, Transform)):
+        return False
+    return not _covers_the_line(base)
+
+
+def _covers_the_line(distribution: Distribution) -> bool:
+    """Whether the support is the whole real line, or space; of a class that is silent, whether that of its parts is."""
+    support = _support(distribution)
+    if support is not None:
+        return _kind(support) == _kind(constraints.real)
+    parts = [layer for layer in _layers(distribution) if layer is not distribution]
+    return bool(parts) and all(map(_covers_the_line, parts))
 
 
 def _inherits_support(distribution: TransformedDistribution) -> bool:
@@ -230,9 +308,11 @@ def _image_moves(distribution: TransformedDistribution) -> bool:
 
 def _kind(constraint: Any) -> tuple[Any, ...]:
     """What two constraints share that describe the same set, but for closed or open ends."""
+    # How many axes are one event does not change the set of an element.
     while isinstance(constraint, constraints.independent):
         constraint = constraint.base_constraint
     numbers = tuple(value for value in vars(constraint).values() if isinstance(value, int | float))
+    # By name and bounds: constraints have no equality of their own.
     name = type(constraint).__name__.replace("ThanEq", "Than").replace("HalfOpenInterval", "Interval")
     return name, *numbers
 
@@ -263,6 +343,7 @@ def without_needless_cache(distribution: Distribution) -> Distribution:
 def _uncached(distribution: Distribution) -> Distribution:
     if type(distribution) is Independent:
         return Independent(_uncached(distribution.base_dist), distribution.reinterpreted_batch_ndims)
+    # The very class: a subclass may rely on its cache, and keeps it.
     if type(distribution) is TransformedDistribution:
         uncached = [t.with_cache(0) for t in distribution.transforms]  # type: ignore[no-untyped-call]
         return TransformedDistribution(_uncached(distribution.base_dist), uncached)
@@ -285,6 +366,7 @@ def _parts(thing: Any, kind: type) -> Iterator[Any]:
     pending = [thing]
     while pending:
         part = pending.pop()
+        # By identity: tensors compare elementwise, and two distributions may refer to each other.
         if id(part) in seen:
             continue
         seen.add(id(part))

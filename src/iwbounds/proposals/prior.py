@@ -65,6 +65,7 @@ class PriorAndLikelihood:
                 f"expected a prior for each part of the latents, {_structure(latents)}; got {_structure(self.prior)}. "
                 "Give PriorAndLikelihood a tuple or dict that mirrors what the proposal draws."
             )
+        # The latents lead the walk, so that a dict of priors is matched by key, in the latents' order.
         map_latents(lambda _, prior: found.append(_distribution(prior, latents)), latents, self.prior)
         return found
 
@@ -121,9 +122,11 @@ def _retraced(prior: Distribution, z: Tensor) -> Tensor:
     if type(prior) is Independent:
         return _retraced(prior.base_dist, z)
     if isinstance(prior, _LOCATION_SCALE):
+        # The noise is held fixed, hence detached parameters here; they are live in the way back to z.
         noise = (z - prior.loc.detach()) / prior.scale.detach()
         return prior.loc + prior.scale * noise
     if type(prior) is distributions.Exponential:
+        # T(ε) = ε/rate with ε = z · rate.
         return z * prior.rate.detach() / prior.rate
     if type(prior) is distributions.MultivariateNormal:
         factor = prior.scale_tril
@@ -148,7 +151,9 @@ def _through_transforms(prior: TransformedDistribution, z: Tensor) -> Tensor:
     with torch.no_grad():
         base = z
         for transform in reversed(prior.transforms):
+            # Under no_grad: this is where the noise is found, and the noise is no function of the parameters.
             base = transform.inv(base)
+    # From the base's own noise where the base is learned, and then through the live transforms.
     moved = _retraced(prior.base_dist, base) if requires_grad(prior.base_dist) else base
     for transform in prior.transforms:
         moved = transform(moved)
@@ -159,6 +164,7 @@ def _refuse_hidden(prior: Distribution, z: Tensor) -> None:
     """Raise for a class not of PyTorch whose density has parameters that its attributes do not show."""
     if type(prior).__module__.startswith("torch.distributions"):
         return
+    # Asked by evaluation: a class of another library may keep its parameters anywhere.
     if prior.log_prob(z.detach()).requires_grad:
         raise ValueError(
             f"GDReG() needs a prior whose parameters it can see; {type(prior).__name__} keeps them out of its "

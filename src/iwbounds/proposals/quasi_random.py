@@ -30,6 +30,7 @@ from torch.distributions import (
     TransformedDistribution,
 )
 
+from iwbounds.checks import Latents, check_log_joint
 from iwbounds.proposals.base import ExtendedProposal, LogJoint, Proposal
 from iwbounds.proposals.distributions import as_proposal
 
@@ -120,8 +121,20 @@ class QuasiRandom(ExtendedProposal):
         """The distribution's own view, but for the draws: dependent, and never drawn in blocks."""
         view = as_proposal(self.distribution)
         assert isinstance(view, Proposal)
-        sample = self.rsample if self.has_rsample else self.sample
-        return log_joint, replace(view, sample=sample, name=self.name, independent=False, samples_per_call=None)
+        draw = self.rsample if self.has_rsample else torch.no_grad()(self.rsample)
+        return log_joint, replace(
+            view,
+            sample=draw,
+            name=self.name,
+            independent=False,
+            samples_per_call=None,
+            sample_rows=lambda rows: draw((len(rows),), rows.start),
+        )
+
+    def posterior_log_weights(self, log_joint: LogJoint, z: Latents) -> Tensor:
+        """log p(x, z) − log q(z): there is nothing to complete."""
+        log_q = self.log_prob(z)
+        return check_log_joint(log_joint(z), log_q) - log_q
 
     def __repr__(self) -> str:
         return f"QuasiRandom({self.distribution!r})"
@@ -161,6 +174,7 @@ def _map_of(d: Any) -> _Map:
     if _samples_as(d, Normal):
         return _Map((), True, lambda e: torch.addcmul(d.loc, d.scale, e), d.loc)  # one pass: half the time of two
     if _samples_as(d, MultivariateNormal):
+        # torch's own attribute, as its rsample: the public scale_tril is expanded over the batch, and costs that much.
         return _Map(d.event_shape, True, lambda e: d.loc + _times(d._unbroadcasted_scale_tril, e), d.loc)
     if _samples_as(d, LowRankMultivariateNormal):
         return _Map((d.cov_factor.shape[-1] + d.event_shape[0],), True, lambda e: _low_rank(d, e), d.loc)
@@ -171,6 +185,7 @@ def _map_of(d: Any) -> _Map:
 
 def _samples_as(d: Distribution, cls: type[Distribution]) -> bool:
     """Whether ``d`` is drawn as ``cls`` is, and not by a subclass's own rule that the map would not follow."""
+    # LogNormal, say, is a TransformedDistribution that keeps its rsample; a subclass that overrides it is not drawn so.
     return isinstance(d, cls) and type(d).rsample is cls.rsample
 
 
@@ -213,19 +228,23 @@ def _any_tensor(d: Distribution) -> Tensor:
 def _shifted(rows: range, batch: torch.Size, wanted: _Map, generator: torch.Generator | None) -> Tensor:
     """``(K, *batch, dimensions)`` uniform or normal numbers, by one digital shift for every datum and dimension."""
     device, dtype = wanted.like.device, torch.promote_types(wanted.like.dtype, torch.float32)
+    # Words no longer than the mantissa: a longer one would be rounded, and two strata would share their edge.
     bits = _TABLE_BITS if dtype == torch.float64 else _FLOAT_BITS
     half, shape = 2 ** (bits - 1), (*batch, wanted.dimensions)
     table = _table(wanted.dimensions, max(0, rows.stop - 1).bit_length(), bits, device)[rows.start : rows.stop]
     shift = torch.randint(-half, half, shape, dtype=torch.int32, device=device, generator=generator)
     # In (0, 1], so that no number is the very end 0, whose normal or exponential quantile may be infinite.
     fraction = 1 - torch.rand(shape, dtype=dtype, device=device, generator=generator)
+    # One word per datum and dimension: a word shared by the dimensions leaves each number uniform, but not the point.
     words = table.view(len(rows), *[1] * len(batch), -1) ^ shift
+    # The fraction fills in below the last bit; like the shift it is shared by all K, which keeps the points' order.
     numbers = (_normal if wanted.normal else _uniform)(words, fraction, half)
     return numbers.to(wanted.like.dtype)
 
 
 def _uniform(words: Tensor, fraction: Tensor, half: int) -> Tensor:
     """In (0, 1): signed words from −half on; rounding up to 1 is undone."""
+    # The sum of word and fraction before the division: both are exact in the dtype.
     u = (words + half).to(fraction.dtype).add_(fraction).mul_(0.5 / half)
     return u.clamp_(max=1 - torch.finfo(u.dtype).eps / 2)
 

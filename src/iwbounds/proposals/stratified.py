@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from iwbounds.checks import Latents
+from iwbounds.checks import Latents, check_log_joint
 from iwbounds.proposals.base import ExtendedProposal, LogJoint, Proposal
 from iwbounds.proposals.distributions import as_proposal
 
@@ -70,6 +70,7 @@ class StratifiedMixture(ExtendedProposal):
             ValueError: J does not divide K.
         """
         (count,), parts = sample_shape, self.num_components
+        # Refused rather than rounded: a component short of a sample would need another weight.
         if count % parts:
             raise ValueError(
                 f"{self.name} draws as many samples from each: expected a number of samples that {parts} divides; got "
@@ -79,20 +80,38 @@ class StratifiedMixture(ExtendedProposal):
             d.rsample((count // parts,)) if d.has_rsample else d.sample((count // parts,)) for d in self._components
         ]
         # Components in turn, not one after the other: then blocks of samples (of MIWAE, of a chunk) are balanced too.
+        # (K/J, J, *batch, *event) either way; flattened, sample k is of component k mod J.
         z = draws[0].movedim(1 + len(self.batch_shape), 1) if self._stacked else torch.stack(draws, 1)
         stratum = torch.arange(count, device=z.device) % parts
         return z.flatten(0, 1), stratum.view(-1, *[1] * len(self.batch_shape)).expand(count, *self.batch_shape)
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Of the mixture, ``(K, *batch)``."""
+        return self._log_parts(z).logsumexp(-1)
+
+    def _log_parts(self, z: Tensor) -> Tensor:
+        """log π_j q_j(z), ``(K, *batch, J)``."""
         if self._stacked:
             (stacked,) = self._components
+            # The components' axis is the last of the batch, right before the event.
             logs = stacked.log_prob(z.unsqueeze(z.dim() - len(stacked.event_shape)))
         else:
             logs = torch.stack([component.log_prob(z) for component in self._components], -1)
-        if self._log_pi is None:
-            return logs.logsumexp(-1) - math.log(self.num_components)
-        return (logs + self._log_pi).logsumexp(-1)
+        return logs - math.log(self.num_components) if self._log_pi is None else logs + self._log_pi
+
+    def posterior_log_weights(self, log_joint: LogJoint, z: Latents) -> Tensor:
+        r"""Log-weights of posterior draws, each given a stratum with probability :math:`\pi_j q_j(z)/q(z)`.
+
+        In the extended latent (z, j) the proposal has the density q_j(z)/J and the posterior p(z | x) π_j q_j(z)/q(z):
+        their ratio is the weight of :meth:`extend`, whatever π.
+        """
+        # Far outside all components every part is −inf: the stratum is then arbitrary, as the weight is +inf anyway.
+        shares = self._log_parts(z).softmax(-1).nan_to_num(1.0)
+        # The inverse of the distribution function: torch.multinomial wants two axes.
+        u = torch.rand(shares.shape[:-1], dtype=shares.dtype, device=shares.device).unsqueeze(-1)
+        stratum = (shares.cumsum(-1) < u * shares.sum(-1, keepdim=True)).sum(-1).clamp_max(self.num_components - 1)
+        log_q = self._stratified_log_prob(z, stratum)
+        return check_log_joint(log_joint(z), log_q) - log_q
 
     def extend(self, log_joint: LogJoint) -> tuple[LogJoint, Proposal]:
         """z and its stratum as one latent; the stratum is carried along, so that slices of samples keep theirs."""

@@ -62,6 +62,8 @@ class EProcess:
             return
         start = steps.new_zeros(steps.shape[0]) if self._bettors is None else self._bettors
         path = start.unsqueeze(1) + steps.cumsum(1)
+        # The mean of the wealths, not of their logs: an average of supermartingales is one, whatever a single bettor
+        # loses.
         average = log_mean_exp(path)
         if self.rejected_at is None:
             self._note(path, average)
@@ -70,6 +72,7 @@ class EProcess:
 
     def _note(self, path: Tensor, average: Tensor) -> None:
         crossed = (average >= self.threshold).nonzero()
+        # The first crossing counts, wherever the wealth goes afterwards.
         at = int(crossed[0]) if len(crossed) else path.shape[1] - 1
         self.best = int(path[:, at].argmax())
         if len(crossed):
@@ -83,6 +86,7 @@ def stakes(log_e: Tensor, shares: Sequence[float] = _SHARES) -> Tensor:
     """
     log_e = log_e.detach().to("cpu", torch.float64)
     share = torch.tensor(shares, dtype=torch.float64).unsqueeze(1)
+    # log(1 − λ + λ e^{log e}): in logs, since e may be far beyond the range of a float.
     return torch.logaddexp((-share).log1p(), share.log() + log_e)
 
 
@@ -119,6 +123,7 @@ def symmetric_bets(differences: Tensor, scale: Tensor) -> Tensor:
     positive = torch.tensor(_SYMMETRIC_STAKES, dtype=torch.float64)
     stake = torch.cat([positive, -positive]).reshape(-1, 1, 1)
     differences, scale = differences.to("cpu", torch.float64), scale.to("cpu", torch.float64)
+    # A scale of 0, from a burn-in that saw no difference at all, would make the first difference infinite.
     standardized = torch.where(scale > 0, differences / scale, differences.sign()).clamp(-1e6, 1e6)
     bet = stake * standardized
     return (bet - bet.square() / 2).transpose(1, 2).flatten(0, 1)

@@ -60,6 +60,7 @@ class ErrorBudget:
         """The next share, printed, as keyword arguments of an assertion: ``assert_sandwich(…, **budget.spend())``."""
         self._count += 1
         label = label or f"assertion {self._count}"
+        # Σ 1/n² = π²/6: the shares add up to alpha, however many tests will ask.
         share = Share(alpha=6 * self.alpha / (math.pi * self._count) ** 2, seed=self._seed(label))
         self.spent += share["alpha"]
         print(f"{self.name}: {label}, alpha={share['alpha']!r}, seed={share['seed']}")

@@ -52,6 +52,7 @@ class RoundedAwayError(UnjudgedError):
 
 def is_discrete(z: Tensor) -> bool:
     """Whether draws are of a discrete latent: a continuous one never falls on integers alone."""
+    # By value: Bernoulli and Categorical one-hots are floats too.
     return not z.is_floating_point() or bool((z == z.round()).all())
 
 
@@ -85,10 +86,12 @@ class _Sticks(Transform):
     bijective = True
 
     def _call(self, x: Tensor) -> Tensor:
+        # Logs of what the sticks so far have left: products of ratios, where 1 − Σ would cancel.
         left = torch.nn.functional.pad(logsigmoid(-x).cumsum(-1), (1, 0))
         return (left + torch.nn.functional.pad(logsigmoid(x), (0, 1))).exp()
 
     def _inverse(self, y: Tensor) -> Tensor:
+        # What is left is summed from the small end, for the same reason.
         left = y.flip(-1).cumsum(-1).flip(-1)
         return y[..., :-1].log() - left[..., 1:].log()
 
@@ -101,10 +104,12 @@ def _stated_chart(support: Any) -> Transform | None:
     """The chart of a torch support; None where torch states none, or where only the draws can say."""
     while hasattr(support, "base_constraint"):  # independent(…), and the support of a mixture
         support = support.base_constraint
+    # No chart is stated: the draws must say whether the support is all numbers or one period.
     if support is None or support in (constraints.real, constraints.real_vector):
         return None  # it may yet be periodic: VonMises calls its support real
     if support is constraints.simplex:
         return _Sticks()
+    # biject_to would scale by an infinite width.
     if isinstance(support, constraints.interval) and not torch.as_tensor(support.upper_bound).isfinite().all():
         return None  # GeneralizedPareto's
     if getattr(support, "event_dim", 0) == 2 and support is not constraints.corr_cholesky:
@@ -119,6 +124,7 @@ def _fitting_chart(z: Tensor, leading: int) -> Transform:
     """A chart of a support that holds the draws ``(n, *batch, *event)`` of a callable, in float64."""
     eps = 1e-5  # sums of float32 numbers
     if z.ndim > leading and z.shape[-1] > 1:
+        # A callable states no support; draws that all lie on the simplex have no density off it.
         if (z >= 0).all() and ((z.sum(-1) - 1).abs() < eps).all():
             return _Sticks()
         if ((z.square().sum(-1) - 1).abs() < eps).all():
@@ -180,6 +186,7 @@ class Coordinates:
         """The points where ``latents`` are."""
         parts = self._parts(latents)
         raw = self._raw(parts)
+        # Points that could not be mapped are marked outside, and only have to be finite here.
         at = ((flattened(raw, self._leading) - self._location) / self._scale).nan_to_num(0.0, 0.0, 0.0)
         log_jacobian = self._scale.log().sum(-1)
         for chart, x, z in zip(self._charts, raw, parts, strict=True):
@@ -201,6 +208,8 @@ class Coordinates:
                 f"log_prob away from its own draws: it raises there ({error}). Build its distributions with "
                 "validate_args=False, so that it gives −inf outside the support"
             ) from None
+        # A density of coordinates: without the Jacobian exchanging two points would compare densities of different
+        # measures.
         log_q = log_q.double().nan_to_num(-torch.inf, torch.inf, -torch.inf) + points.log_jacobian
         return points._replace(inside=points.inside & valid), log_q
 
@@ -212,6 +221,7 @@ class Coordinates:
         return [chart.inv(z.double()) for chart, z in zip(self._charts, parts, strict=True)]
 
     def _inside(self, parts: Sequence[Tensor], raw: Sequence[Tensor]) -> Tensor:
+        # Both tests per point: there and back within rounding, and one unit in the last place moves it little.
         good = torch.ones(parts[0].shape[: self._leading], dtype=torch.bool, device=parts[0].device)
         for chart, z, x, dtype, largest in zip(self._charts, parts, raw, self._dtypes, self._largest, strict=True):
             info, z = torch.finfo(dtype), z.double()
@@ -263,6 +273,7 @@ class Coordinates:
         period, parts = 2 * math.pi, self._parts(reference)
         for i, z in enumerate(parts):
             low = -math.pi if z.min() < 0 or z.max() < 3.2 else 0.0
+            # Draws within one period, and a density that does not change by a period: then it is periodic.
             fits = bool(z.min() > low - 1e-5 and z.max() < low + period + 1e-5)
             if fits and self._same_density(reference, [p + period * (j == i) for j, p in enumerate(parts)]):
                 self._charts[i] = biject_to(constraints.interval(low, low + period))  # type: ignore[no-untyped-call]
@@ -272,11 +283,13 @@ class Coordinates:
             other = log_proposal(self._proposal, replaced(reference, self._continuous, parts))
         except ContractError:
             return False
+        # Coarsely compared: an angle moved by 2π loses a few digits of its sine.
         here = log_proposal(self._proposal, reference)
         return bool(torch.isclose(here, other, rtol=1e-3, atol=1e-3).all())
 
     def _bound_what_raises(self, reference: Latents) -> None:
         """Where log_prob raises outside a support that is not known, move within the range of the reference only."""
+        # Other draws' coordinates, three times as far out: farther than any proposal of a test moves them.
         far = self.of(reference).at.roll(1, 0) * 3
         try:
             self.moved(far, reference)
@@ -288,6 +301,7 @@ class Coordinates:
 
     def _latents(self, at: Tensor, latents: Latents) -> tuple[Latents, Tensor]:
         """``latents`` moved to the points; those that torch's validation would refuse are left where they are."""
+        # Back to the chart's coordinates, then through it, then rounded to the latents' own dtype.
         moved, own = at * self._scale + self._location, self._parts(latents)
         pieces = moved.split(self._sizes, -1)  # type: ignore[no-untyped-call]
         parts = [
@@ -296,6 +310,7 @@ class Coordinates:
         ]
         valid = torch.ones(at.shape[:-1], dtype=torch.bool, device=at.device)
         if self._support is not None:
+            # torch's validation would raise for the whole batch where one rounded point lies outside.
             valid = self._support.check(parts[0]).reshape(*valid.shape, -1).all(-1)
             mask = valid.reshape(*valid.shape, *[1] * (parts[0].ndim - valid.ndim))
             parts = [torch.where(mask, parts[0], own[0])]

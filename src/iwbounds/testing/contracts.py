@@ -57,8 +57,8 @@ def check_contract(
     (no BatchNorm in training, no sum over the batch, no latent shared by the data of a batch); ``x`` and the modules in
     use left as they were; no proposal draw outside the model's support; draws that are independent; ``log_prob`` the
     density of what is sampled; a support that does not move with the parameters; and samples that carry the gradient
-    they claim. What a proposal says of itself is taken into account: ``independent=False``, ``fixed_support=False`` and
-    ``needs_own_samples=True`` switch off what they deny.
+    they claim. What a proposal says of itself is taken into account: ``independent=False``, ``fixed_support=False``,
+    ``needs_own_samples=True`` and ``total_derivative_only=True`` switch off what they deny.
 
     Args:
         log_joint: latents ``(K, *batch, *event)`` to ``(K, *batch)`` nats; closes over the data and the model.
@@ -82,7 +82,8 @@ def check_contract(
     Limits: a support of the proposal that is *too small* shows only against posterior samples
     (:func:`iwbounds.testing.assert_sandwich`). The checks of log_prob are blind to a wrong constant of a discrete
     density over very many values, and of mixed latents. Without parameters that require grad there is no gradient to
-    judge; with ``fixed_support=False`` or ``needs_own_samples=True`` it is not judged. Parameters are not changed;
+    judge; with ``fixed_support=False``, ``total_derivative_only=True``, or several parts and ``needs_own_samples=True``
+    it is not judged. Parameters are not changed;
     ``log_joint`` is called about a dozen times.
 
     >>> from iwbounds.testing import GaussianModel
@@ -95,12 +96,14 @@ def check_contract(
     if K < 2:
         raise ValueError(f"expected K of at least 2, to tell samples apart; got {K}.")
     check_alpha(alpha)
+    # Before anything is called, so that a call in place shows.
     kept = map_latents(_copy, x)
     drawn = with_density(proposal)
     states = _Modules(log_joint, drawn.sample, drawn.log_prob)
     with forked_rng(seed):
         with torch.no_grad():
             _check_values(log_joint, drawn, K, x)
+        # After the calls: whatever they did to the data or to buffers is there to be seen.
         _check_unchanged(x, kept)
         states.check()
         _check_statistics(proposal, drawn, alpha)
@@ -119,6 +122,7 @@ def _check_values(log_joint: LogJoint, proposal: Proposal, count: int, x: Any) -
     _check_density("log_joint", lambda z: called(log_joint, z), proposal, count)
     if not proposal.needs_own_samples:
         _check_density(PROPOSAL, lambda z: log_proposal(proposal, z), proposal, count)
+    # Three draws rarely reach a boundary; sixty-four see most supports that are too large.
     log_p, log_q = densities(log_joint, proposal, proposal.sample((_SUPPORT_DRAWS,)))
     _check_finite(PROPOSAL, log_q)
     _check_finite("log_joint", log_p)
@@ -152,6 +156,7 @@ def _check_density(name: str, density: Callable[[Latents], Tensor], proposal: Pr
 
 
 def _check_repeatable(name: str, density: Callable[[Latents], Tensor], value: Tensor, latents: Latents) -> None:
+    # To the last digit: the same operations on the same numbers on the same machine.
     if not _same(density(latents), value, ulps=0):
         raise ContractError(
             f"{name} gave two values for the same latents: it draws random numbers or changes a state when called. "
@@ -189,6 +194,7 @@ def _check_rows(
     name: str, density: Callable[[Latents], Tensor], value: Tensor, latents: Latents, others: Latents
 ) -> None:
     """Row by row a function of the row's own latents."""
+    # The first and the second: a shape that is built in shows with either, a mix of rows with one of them.
     for sample in range(2):
         try:
             alone = density(map_latents(lambda z, k=sample: z[k : k + 1], latents))
@@ -213,6 +219,7 @@ def _check_own_latents(
     shape = [size if a == axis else 1 for a, size in enumerate(value.shape)]
     even = (torch.arange(value.shape[axis], device=value.device) % 2 == 0).reshape(shape)
     for kept in (even, ~even):
+        # Others are draws too: zeros or noise might fall outside the support and raise for a reason of its own.
         mixed = map_latents(lambda z, o, kept=kept: torch.where(_over_event(kept, z), z, o), latents, others)
         rows = kept.expand_as(value)
         if not _same(density(mixed)[rows], value[rows], ulps=64):
@@ -253,6 +260,7 @@ class _Modules:
     def check(self) -> None:
         """Raise where a call has changed one of them."""
         for module, kept in self._kept:
+            # Parameters and buffers alike: a running average is a buffer, a lazily made layer a parameter.
             now = module.state_dict()
             changed = [k for k, v in kept.items() if isinstance(v, Tensor) and not torch.equal(v, now[k])]
             if changed:
@@ -279,6 +287,7 @@ def _modules(function: object, depth: int) -> Iterator[nn.Module]:
 def _check_statistics(given: Distribution | Proposal, proposal: Proposal, alpha: float) -> None:
     with torch.no_grad():
         batch = log_parts(proposal, proposal.sample((2,)))[0].shape[1:]
+        # alpha is split: a quarter here, a quarter for the density, a half for the gradient's two tests.
         if proposal.independent and (fault := independence_fault(proposal, batch, alpha / 4)):
             raise ContractError(f"{proposal.name}: {fault}.")
         fault = _judged(lambda: draws_fault(given, proposal, batch, alpha / 4), proposal)
@@ -297,6 +306,7 @@ def _judged(check: Callable[[], str | None], proposal: Proposal) -> str | None:
 
 
 def _same(first: Tensor, second: Tensor, ulps: float) -> bool:
+    # Relative to the largest value: sums over events round by units of their terms, not of their result.
     allowed = ulps * torch.finfo(second.dtype).eps * second.abs().max().clamp_min(1.0) if second.numel() else 0.0
     return first.shape == second.shape and bool(((first - second).abs() <= allowed).all())
 

@@ -104,6 +104,7 @@ def matched_parts(claims: Any, given: Any, name: str) -> list[Any]:
     """
     try:
         return [part for claim, part in _pairs(claims, given) if claim is not None]
+    # LookupError is _pairs' word for another structure; the message needs the whole of both, which it has not.
     except LookupError:
         raise ContractError(
             f"expected {name} to return one tensor per part, in the structure of reparameterized= and of the latents, "

@@ -48,6 +48,7 @@ def draw(proposal: Proposal, size: int) -> Latents:
     """``size`` independent draws: of dependent ones, the first of as many calls."""
     if proposal.independent:
         return proposal.sample((size,))
+    # Draws of one call depend on each other, and every bet here is on independent ones.
     calls = [proposal.sample((1,)) for _ in range(size)]
     return map_latents(lambda *parts: torch.cat(parts), calls[0], *calls[1:])
 
@@ -69,6 +70,7 @@ def draws_fault(given: Distribution | Proposal, proposal: Proposal, batch: torch
     tests: dict[str, DrawTest] = {}
     if all(discrete) and not proposal.needs_own_samples:
         mass = _excess_mass(proposal, reference, leading)
+        # Rounding of a few hundred float32 probabilities is below this; a missing normaliser is far above.
         if mass > 1.001:
             return f"the probabilities of distinct draws add up to {mass:.4g} > 1"
     if any(discrete):
@@ -76,9 +78,11 @@ def draws_fault(given: Distribution | Proposal, proposal: Proposal, batch: torch
     if not all(discrete):
         space = Coordinates(given, proposal, reference, [not d for d in discrete], batch)
         tests |= _continuous_tests(space, proposal, reference, mixed=any(discrete))
+    # The data count as draws too: about 4096 in all, looked at in eight rounds.
     size = max(32, math.ceil(_DRAWS / _ROUNDS / max(1, batch.numel())))
     size = size if proposal.independent else min(size, 64)  # one call for each
     for fault, test in tests.items():
+        # alpha is split evenly: by the union bound all tests together raise a false alarm with at most alpha.
         if at := _rejected_at(test, proposal, size, alpha / len(tests)):
             return f"{fault} (certain after {at} draws, at alpha = {alpha:g})"
     return None
@@ -108,8 +112,11 @@ def _continuous_tests(space: Coordinates, proposal: Proposal, reference: Latents
 
     def shape(draws: Latents) -> Tensor:
         at, log_q, inside = own(draws)
+        # Other draws to reflect through: the involution must be chosen without a look at z.
         mirrored = _reflected(at, space.of(draw(proposal, len(at))).at)
+        # The points are read back after rounding: the density there is that of what the latents really hold.
         points, log_q_mirrored = space.moved(mirrored, draws)
+        # Conditioned on both points being inside, the odds are still those of the densities.
         out = ~(inside & points.inside)
         log_pair = torch.stack([log_q, log_q_mirrored]).masked_fill(out, 0.0)  # equal odds: nothing is won or lost
         log_r = torch.stack([fitted.log_prob(at), fitted.log_prob(mirrored)]).masked_fill(out, 0.0)
@@ -120,6 +127,7 @@ def _continuous_tests(space: Coordinates, proposal: Proposal, reference: Latents
         return _stakes_per_draw((fitted.log_prob(at) - log_q).masked_fill(~inside, -torch.inf))
 
     def too_large(draws: Latents) -> Tensor:
+        # Draws of r, not of q: E_r[q/r] is the integral of q over the region.
         at = fitted.sample(len(latent_leaves(draws)[0]))
         points, log_q = space.moved(at, draws)
         return _stakes_per_draw((log_q - fitted.log_prob(at)).masked_fill(~points.inside, -torch.inf))
@@ -139,6 +147,7 @@ def _pair_guesses(log_q: Tensor, log_r: Tensor) -> Tensor:
 
     Only differences within a pair matter; they are cut at ±1e4 nats, where every guess is certain.
     """
+    # Relative to the draw's own, so that the constant of the density drops out.
     odds = (log_q - log_q[:1]).clamp(-1e4, 1e4)
     other = (log_r - log_r[:1]).nan_to_num().clamp(-1e4, 1e4)
     flat = torch.stack([(beta * odds + gamma * other).flatten(1) for beta, gamma in _TILTS])
@@ -155,6 +164,7 @@ def _stakes_per_draw(log_e: Tensor) -> Tensor:
 def _reflected(points: Tensor, others: Tensor) -> Tensor:
     """Mirror images in hyperplanes through ``others``: across a random coordinate, or a random direction."""
     direction = torch.nn.functional.normalize(torch.randn_like(points), dim=-1)
+    # A fault in one coordinate is drowned in a random direction of many, and one in a correlation is blind to axes.
     axis = one_hot(torch.randint(points.shape[-1], points.shape[:-1], device=points.device), points.shape[-1])
     along_axis = torch.rand(points.shape[:-1], device=points.device).unsqueeze(-1) < 0.5
     direction = torch.where(along_axis, axis.to(points.dtype), direction)
@@ -170,6 +180,7 @@ class _Gaussian:
         covariance = torch.eye(d, dtype=points.dtype, device=points.device).expand(*points.shape[1:-1], d, d)
         if d <= _FULL_COVARIANCE:
             centred = torch.where(inside.unsqueeze(-1), points - self._mean, 0.0).movedim(0, -1)
+            # Shrunk to the identity by as much as d dimensions outweigh the draws: always positive definite.
             own = (4 * d / (4 * d + count)).unsqueeze(-1)
             covariance = own * covariance + (1 - own) * (centred @ centred.mT) / count.unsqueeze(-1)
         self._factor = torch.linalg.cholesky(covariance)
@@ -200,6 +211,7 @@ def _coordinates_are_free(proposal: Distribution | Proposal) -> bool:
 def _excess_mass(proposal: Proposal, reference: Latents, leading: int) -> float:
     """The largest sum, over data, of the probabilities of distinct draws."""
     log_q = log_proposal(proposal, reference)
+    # Hashed to one number per draw, as torch.unique works on no axis per datum.
     codes = _codes(flattened(list(latent_leaves(reference)), leading))
     order = codes.argsort(0)
     ordered = codes.gather(0, order)
@@ -209,6 +221,7 @@ def _excess_mass(proposal: Proposal, reference: Latents, leading: int) -> float:
 
 def _codes(events: Tensor) -> Tensor:
     """One integer per event, ``(n, *batch)``: a random linear hash modulo 2⁶⁴, equal for equal events."""
+    # Integer overflow wraps, which is the modulus 2⁶⁴; two different events collide with probability about 2⁻⁶².
     factors = torch.randint(-(2**62), 2**62, events.shape[-1:], device=events.device)
     return (events.long() * factors).sum(-1)
 
@@ -229,6 +242,7 @@ def _discrete_tests(
         parts = [piece.reshape(z.shape).to(z.dtype) for piece, z in zip(pieces, own, strict=True)]
         return log_proposal(proposal, replaced(draws, discrete, parts))
 
+    # The frequencies of other draws, so that the guess does not depend on what it is about.
     compared = values(reference)[:_COMPARED]
 
     def log_frequency(points: Tensor, mask: Tensor) -> Tensor:
@@ -240,6 +254,7 @@ def _discrete_tests(
         first, second = (values(draw(proposal, len(points))) for _ in range(2))
         mask = _mask(points, free)
         swapped = _exchanged(points, first, second, mask)
+        # A value that is not among 64 draws is rare, not impossible: log 1/150.
         frequencies = [log_frequency(z, mask).clamp_min(-5.0) for z in (points, swapped)]
         return _pair_guesses(torch.stack([log_q(points, draws), log_q(swapped, draws)]), torch.stack(frequencies))
 
@@ -264,4 +279,5 @@ def _exchanged(points: Tensor, first: Tensor, second: Tensor, mask: Tensor) -> T
     """``points`` with the values ``first`` and ``second`` of the masked coordinates exchanged where they occur."""
     is_first, is_second = (((points == other) | ~mask).all(-1, keepdim=True) for other in (first, second))
     exchanged = torch.where(mask & is_first, second, points)
+    # ~is_first: where both values are the same, an exchange changes nothing.
     return torch.where(mask & is_second & ~is_first, first, exchanged)

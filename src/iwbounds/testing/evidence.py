@@ -76,6 +76,7 @@ def _refute(log_e: Tensor, alpha: float, hypothesis: str, fault: str) -> None:
         raise ValueError(f"expected numbers to test {hypothesis} with; got {int(log_e.isnan().sum())} NaN.")
     process = EProcess(alpha)
     log_e = log_e.flatten()
+    # In order, and stopped at the first crossing: what comes after a rejection proves nothing more.
     process.add(stakes(log_e))
     if process.rejected_at is not None:
         raise AssertionError(

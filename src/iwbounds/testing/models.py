@@ -58,6 +58,7 @@ class GaussianModel:
     def posterior(self, x: Tensor) -> Distribution:
         """p(z | x), exactly."""
         eye = torch.eye(self.weight.shape[1]).to(self.weight)
+        # Conjugacy: prior precision I plus that of the data, WᵀW/σ².
         precision = eye + self.weight.T @ self.weight / self.noise**2
         slope = torch.linalg.solve(precision, self.weight.T) / self.noise**2
         return MultivariateNormal((x - self.offset) @ slope.T, precision_matrix=precision)
@@ -116,6 +117,7 @@ class FiniteModel:
         return observed.sample(), z
 
     def _log_table(self, x: Tensor) -> Tensor:
+        # log p(c, x), all of it: the model is small enough to be a table.
         table = self.prior_logits.log_softmax(0).unsqueeze(1) + self.table_logits.log_softmax(1)
         return table.T[x]
 
@@ -150,6 +152,7 @@ def categorical_problem() -> GradientProblem:
     logits = _leaf([[0.3, -0.5, 0.2], [0.8, 0.1, -0.4]])
 
     def build() -> tuple[LogJoint, Distribution]:
+        # A log-joint is not normalised: constants that differ by datum must not matter.
         scores = table - torch.tensor([[0.5], [1.0]], dtype=torch.float64)
         return lambda z: scores.expand(*z.shape, -1).gather(-1, z.unsqueeze(-1)).squeeze(-1), Categorical(logits=logits)
 
@@ -171,6 +174,7 @@ def gaussian_problem(num_data: int = 2) -> GradientProblem:
             likelihood: Distribution = Normal(slope * z + offset, log_noise.exp(), validate_args=False)
             return prior.log_prob(z) + likelihood.log_prob(x)
 
+        # The same two parameters for every pair of data, so that gradients of any batch have one shape.
         repeated = num_data // 2
         return log_joint, Normal(loc.repeat(repeated), log_scale.exp().repeat(repeated))
 

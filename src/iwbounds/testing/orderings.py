@@ -61,6 +61,7 @@ def default_chains(num_samples: int) -> list[Sequence[Estimator]]:
     >>> [len(chain) for chain in default_chains(6)]
     [6, 6, 7, 4, 5]
     """
+    # Proper divisors: one group is IWAE and K groups the ELBO, the ends of that chain.
     groups = [count for count in range(2, num_samples) if num_samples % count == 0]
     sizes = sorted({min(size, num_samples) for size in (1, 2, max(1, num_samples // 2), num_samples)})
     return [
@@ -183,6 +184,7 @@ def _own_values(bound: Estimator, log_w: Tensor) -> Tensor:
             f"expected {name_of(bound)} to return (*batch) = {tuple(batch)}; got {tuple(value.shape)}."
         )
     if batch.numel() > 1:
+        # Each half of the data is seen beside two versions of the other half.
         half = torch.arange(batch.numel()).reshape(batch) % 2 == 0
         for kept in (half, ~half):
             kept = kept.to(log_w.device)
@@ -194,6 +196,7 @@ def _own_values(bound: Estimator, log_w: Tensor) -> Tensor:
 
 def _subset_average(bound: Estimator, log_w: Tensor, size: int) -> Tensor:
     """The bound averaged over all subsets of ``size`` samples, as a deviation-safe mean about the maximum."""
+    # At most C(8, 4) = 70 of them, as blocks hold 8 samples.
     rows = torch.tensor(list(itertools.combinations(range(log_w.shape[0]), size)), device=log_w.device)
     shift = finite_maximum(log_w, 0)
     values = bound((log_w - shift)[rows.T]).detach()
@@ -201,6 +204,7 @@ def _subset_average(bound: Estimator, log_w: Tensor, size: int) -> Tensor:
 
 
 def _assert_ordered(low: Tensor, high: Tensor, allowed: Tensor, order: str) -> None:
+    # Equality apart, as −inf + allowed is no number to compare −inf with.
     good = (low <= high + allowed) | (low == high)
     if not good.all():
         at = _first(~good)

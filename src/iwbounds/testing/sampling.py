@@ -54,6 +54,7 @@ class _TestFunctions:
 
     def __init__(self, latents: Latents, leading: int) -> None:
         self._leading = leading
+        # Medians, as one heavy-tailed draw would set the width of everything.
         points = self._points(latents).flatten(0, -2)
         self._centre = points.median(0).values
         spread = (points - self._centre).abs().median(0).values
@@ -61,6 +62,7 @@ class _TestFunctions:
         spread = torch.where(spread > 0, spread, points.std(0))
         spread = torch.where(spread > 0, spread, 1.0)
         directions = torch.randn(_TEST_FUNCTIONS, points.shape[-1], dtype=points.dtype, device=points.device)
+        # By √d, so that the argument of the sine has a spread of about 1 in any dimension.
         self._frequencies = directions / spread / math.sqrt(points.shape[-1])
         self._phases = torch.linspace(0.2, 1.3, _TEST_FUNCTIONS, dtype=points.dtype, device=points.device)
 
@@ -81,14 +83,17 @@ def independence_fault(proposal: Proposal, batch: torch.Size, alpha: float) -> s
         first, second = proposal.sample((_CALL,)), proposal.sample((_CALL,))
         a, b = (functions(z).reshape(_CALL, -1, _TEST_FUNCTIONS).double() for z in (first, second))
         index = torch.arange(_CALL, device=a.device)
+        # Neighbours, pairs of pairs, …: between them these four cuts separate any two of the 16 draws.
         halves = [(index & bit == 0) for bit in (1, 2, 4, 8)]
         products = [((a - b)[half].sum(0) * (a - b)[~half].sum(0)).sum(0) for half in halves]
         return torch.cat([*products, (a - b.roll(1, 0)).sum(1).flatten()])
 
     first, second = (list(latent_leaves(proposal.sample((_CALL,)))) for _ in range(2))
+    # Two calls of a discrete sampler may well agree; of a continuous one they cannot.
     if not all(map(is_discrete, first)) and all(map(torch.equal, first, second)):
         return "two calls of sample gave the same draws: it does not use torch's generators, or is constant"
     process = EProcess(alpha)
+    # From calls of their own: a scale that saw the draws it divides would break the symmetry.
     scale = torch.stack([statistics() for _ in range(_BURN_IN)]).square().mean(0).sqrt()
     for _ in range(_ROUNDS // _BLOCK):
         process.add(symmetric_bets(torch.stack([statistics() for _ in range(_BLOCK)]), scale))
@@ -105,8 +110,9 @@ def independence_fault(proposal: Proposal, batch: torch.Size, alpha: float) -> s
 def gradient_fault(given: Distribution | Proposal, proposal: Proposal, batch: torch.Size, alpha: float) -> str | None:
     """What is wrong with the gradients of samples or of log_prob, or None. Draws from torch's generators.
 
-    Proposals without parameters that require grad pass, and so do those that state ``fixed_support=False`` or
-    ``needs_own_samples=True``, whose log-density cannot be differentiated at fixed samples.
+    Proposals without parameters that require grad pass, and so do those whose log-density is not differentiated at
+    fixed samples (``fixed_support=False``, ``total_derivative_only=True``), or cannot be (several parts that are known
+    by themselves).
 
     Raises:
         UnjudgedError: too many draws are rounded onto the boundary of the support.
@@ -115,10 +121,12 @@ def gradient_fault(given: Distribution | Proposal, proposal: Proposal, batch: to
         latents = proposal.sample((8,))
         if fault := _missing_graph(proposal, latents):
             return fault
-        if proposal.needs_own_samples or not proposal.fixed_support:
+        if proposal.total_derivative_only or not proposal.fixed_support:
             return None
-        log_q = sum(log_parts(proposal, _detached(proposal, latents)))
-        if not isinstance(log_q, Tensor) or not log_q.requires_grad:
+        if proposal.needs_own_samples and not (proposal.independent and isinstance(latents, Tensor)):
+            return None  # dependent draws are put together from several calls: those are no samples of any call
+        log_q = _at_fixed_samples(proposal, latents)
+        if not log_q.requires_grad:
             return None
         with torch.no_grad():
             _check_resolved(given, proposal, batch)
@@ -136,6 +144,23 @@ def _detached(proposal: Proposal, latents: Latents, keep_paths: bool = False) ->
         return z if claim is None or (claim and keep_paths) else z.detach()
 
     return map_latents(cut, latents, _claims(proposal, latents))
+
+
+def _at_fixed_samples(proposal: Proposal, latents: Latents) -> Tensor:
+    """log q in the graph of its parameters alone.
+
+    Of samples that must be handed over as they are, what the path through them adds is taken off again: the way in
+    which DReG and STL take the two apart.
+    """
+    if not proposal.needs_own_samples:
+        parts = log_parts(proposal, _detached(proposal, latents))
+        return sum(parts[1:], parts[0])
+    log_q: Tensor = log_parts(proposal, latents)[0]
+    if not (latents.requires_grad and log_q.requires_grad):
+        return log_q
+    (slope,) = torch.autograd.grad(log_q.sum(), latents, retain_graph=True, materialize_grads=True)
+    path: Tensor = (latents * slope).reshape(*log_q.shape, -1).sum(-1)
+    return log_q - path
 
 
 def _missing_graph(proposal: Proposal, latents: Latents) -> str | None:
@@ -171,7 +196,9 @@ def _check_resolved(given: Distribution | Proposal, proposal: Proposal, batch: t
 
 
 def _biased(proposal: Proposal, batch: torch.Size, parameters: list[Tensor], alpha: float) -> str | None:
+    # Half of alpha each: by the union bound both together raise a false alarm with at most alpha.
     support, path = EProcess(alpha / 2), EProcess(alpha / 2)
+    # The differences are summed over the batch too, which counts towards the 256 of the central limit theorem.
     size = max(8, math.ceil(_DRAWS / max(1, batch.numel())))
     differences = _Differences(proposal, batch, parameters)
     burn_in = [differences.draw(size) for _ in range(_BURN_IN)]
@@ -190,6 +217,8 @@ def _biased(proposal: Proposal, batch: torch.Size, parameters: list[Tensor], alp
     certain = f"certain after {support.rejected_at or path.rejected_at} batches of {size} draws, at alpha = {alpha:g}"
     if support.rejected_at:
         return f"{_MOVING} ({certain}). {_advice_for_moving(proposal)}"
+    if path.rejected_at and proposal.needs_own_samples:
+        return f"{_KNOWN_BY_MAKING} ({certain})"
     if path.rejected_at:
         return f"{_NO_DERIVATIVE} ({certain}). {_advice_for_path(proposal)}"
     return None
@@ -199,6 +228,11 @@ _MOVING = (
     "the mean gradient of its log_prob at its own draws is not 0: its support moves with its parameters (Uniform, "
     "Pareto, a truncated or shifted distribution with learned bounds), or a part of log_prob is detached from them"
 )
+_KNOWN_BY_MAKING = (
+    "the derivative of its log_prob at its own samples is not that of their density: does it know a sample by how it "
+    "was made (a cached inverse)? Then say so: total_derivative_only=True, with the gradient "
+    "iwbounds.Reparameterized(). Or does the sampler choose, round or reject? Then reparameterized=False"
+)
 _NO_DERIVATIVE = (
     "its samples are said to be reparameterised, but the gradient along their paths is not that of their density"
 )
@@ -206,6 +240,8 @@ _NO_DERIVATIVE = (
 
 def _advice_for_moving(proposal: Proposal) -> str:
     say = "If the support moves, say so: fixed_support=False, with the gradient iwbounds.Reparameterized()"
+    if proposal.needs_own_samples:
+        say += "; if log_prob knows a sample by how it was made (a cached inverse), total_derivative_only=True"
     if any(latent_leaves(proposal.reparameterized)):
         return say
     return f"{say}, which takes samples drawn by rsample; no score-function gradient is right for it"
@@ -232,14 +268,15 @@ class _Differences:
     def draw(self, size: int) -> tuple[Tensor, Tensor]:
         """The summed score and the summed differences, ``(statistics,)`` each, of fresh draws of every datum."""
         latents = draw(self._proposal, size)
-        log_q = sum(log_parts(self._proposal, _detached(self._proposal, latents)))
-        assert isinstance(log_q, Tensor)
+        log_q = _at_fixed_samples(self._proposal, latents)
         score = self._projected(log_q.sum())
         if not any(latent_leaves(self._proposal.reparameterized)):
             return score, torch.zeros_like(score)  # no path is claimed
         attached = _detached(self._proposal, latents, keep_paths=True)
         values = self._functions(attached)
         advantage = values.detach() - self._means
+        # f(z) along the path, plus the score of the parts without one, minus the score of all: its gradient has mean
+        # zero.
         terms = values + advantage * (self._scored(attached) - log_q).unsqueeze(-1)
         gaps = terms.sum(tuple(range(values.ndim - 1)))
         return score, _beyond_rounding(torch.cat([self._projected(gap) for gap in gaps]))
@@ -269,6 +306,7 @@ def _projection(parameter: Tensor) -> Tensor:
     size = parameter.numel()
     if size <= _STATISTICS:
         return torch.eye(size, dtype=parameter.dtype, device=parameter.device)
+    # Random signs see a fault in any entry with probability 1 − 2^−16, at 16 numbers per tensor.
     signs = torch.randint(0, 2, (_STATISTICS, size), device=parameter.device)
     return (2 * signs - 1).to(parameter.dtype)
 
@@ -284,6 +322,7 @@ def _leaves(tensor: Tensor) -> Iterator[Tensor]:
         if node in seen:
             continue
         seen.add(node)
+        # AccumulateGrad, the node of a leaf.
         if hasattr(node, "variable"):
             yield node.variable
         stack += [child for child, _ in node.next_functions if child is not None]

@@ -105,6 +105,7 @@ def assert_sandwich(
             x, z = simulate()
             data = _DataSets(partial(log_joint, x), make_proposal(x), z, lower, upper)
             bets = data.bets(K)
+            # All bettors at once: their average is the wealth, so that no correction for many tests is needed.
             factors = torch.cat([factor for _, factor in bets])
             if factors.shape[1] == 0:
                 raise ValueError("expected simulate to draw at least one data set; got an empty batch.")
@@ -131,6 +132,7 @@ class _DataSets:
         """What is bet against, and the factors ``(bettors, data sets)`` of those who do."""
         if self.lower is not None and self.upper is not None:
             return [self._sandwich(self._own_lower(count), self._own_upper(count), count) for count in counts]
+        # One set of draws for every K: each count uses a part of them, and evaluates no density again.
         log_p, log_q = self._densities(2 * max(counts))
         log_w, bets = log_p - log_q, Bets()
         for count in counts:
@@ -142,6 +144,7 @@ class _DataSets:
 
     def _sandwich(self, low: Tensor, high: Tensor, count: int) -> tuple[str, Tensor]:
         gap = (low - high).flatten()
+        # −inf on both sides is NaN: nothing was estimated.
         if gap.isnan().any():
             raise ValueError(
                 f"expected finite lower and upper estimates; got NaN for {int(gap.isnan().sum())} data sets."
@@ -151,6 +154,7 @@ class _DataSets:
     def _densities(self, count: int) -> tuple[Tensor, Tensor]:
         """log p and log q of the posterior sample and, after it, of ``count`` proposal draws: ``(1 + count, n)``."""
         proposal = with_density(self.proposal)
+        # As one sample in front of the draws, so that row 0 is always the posterior's.
         known = map_latents(lambda z: z.unsqueeze(0), self.posterior_sample)
         pairs = [densities(self.log_joint, proposal, z) for z in (known, proposal.sample((count,)))]
         log_p, log_q = (torch.cat(rows).reshape(1 + count, -1).double() for rows in zip(*pairs, strict=True))

@@ -87,6 +87,7 @@ def log_weights(
     noise = torch.randn(shape, generator=generator, dtype=torch.float64)
     if draw(st.booleans()):
         noise = noise.round()
+    # Numbers from torch's generator, not from hypothesis: it shrinks a seed and five choices, not hundreds of floats.
     log_w = draw(st.sampled_from(_SHIFTS)) + draw(st.sampled_from(_SCALES)) * noise
     share = draw(st.sampled_from((0.0, 0.2, 0.8, 1.0))) if infinities else 0.0
     dead = torch.rand(shape, generator=generator) < share
@@ -103,6 +104,7 @@ def plate_shapes(draw: st.DrawFn, max_batch_dims: int = 2, max_event_dims: int =
     """
     batch_dims, event_dims = draw(st.integers(0, max_batch_dims)), draw(st.integers(0, max_event_dims))
     count = 1 + batch_dims + event_dims
+    # From 2: an axis of size 1 broadcasts, and would hide the very mistake that this is for.
     sizes = draw(st.lists(st.integers(2, 2 + 2 * count), min_size=count, max_size=count, unique=True))
     return PlateShape(sizes[0], tuple(sizes[1 : 1 + batch_dims]), tuple(sizes[1 + batch_dims :]))
 
@@ -137,6 +139,7 @@ def hierarchical_proposals(draw: st.DrawFn) -> HierarchicalCase:
     spread, width = draw(st.sampled_from((0.3, 1.0, 3.0))), draw(st.sampled_from((0.2, 1.0)))
     if draw(st.booleans()):
         zero = torch.zeros((), dtype=torch.float64)
+        # Normal mixed over a Normal mean: the variances add up.
         marginal = Normal(zero, math.hypot(spread, width))
         return HierarchicalCase(Normal(zero, spread), lambda psi: Normal(psi, width), marginal)
     generator = torch.Generator().manual_seed(draw(seeds()))

@@ -107,6 +107,8 @@ class _Sides:
         """The claimed gradient's expectation, and the gradient of the bound's expectation."""
         log_joint, proposal = self.problem.build()
         samples, probabilities = method(proposal, self.num_samples)
+        # The probabilities weigh the estimator's gradient and are constants to it; in the true expectation, below, they
+        # carry the derivative of the sampling.
         claimed = probabilities.detach() * value_of(self.estimator(log_joint, proposal, self.bound, samples))
         true = probabilities * self.bound(log_joint(samples) - proposal.log_prob(samples))
         return self._both(claimed, true)
@@ -140,6 +142,7 @@ class _Sides:
     def _scored(self, log_joint: LogJoint, proposal: Distribution, samples: Latents) -> Tensor:
         """A value whose gradient is the bound's by the score function: plain autograd, none of the engine."""
         log_q = proposal.log_prob(samples)
+        # Discrete draws: the derivative of their probabilities is the score, with the bound's value as reward.
         value = self.bound(log_joint(samples) - log_q)
         return value + value.detach() * log_q.sum(0)
 
@@ -159,12 +162,14 @@ class _Sides:
 
 def _assert_equal(sides: _Sides, methods: Sequence[Method], rtol: float, name: str) -> None:
     """Compare by the first method; what the last one changes is the error of both."""
+    # Enumeration has one method, whose error is then 0; quadrature is repeated with fewer nodes.
     fine, coarse = sides.expected(methods[0]), sides.expected(methods[-1])
     for channel, claimed, true, *others in zip(_CHANNELS, *fine, *coarse, strict=True):
         if not true.numel():
             continue
         error = sum(float((a - b).abs().max()) for a, b in zip((claimed, true), others, strict=True))
         allowed = rtol * max(0.1, float(true.abs().max())) + 3 * error
+        # not ≤ rather than >, so that a NaN is a failure and not a pass.
         if not (claimed - true).abs().max() <= allowed:
             raise AssertionError(name.format(channel) + f"expected {_numbers(true)}; got {_numbers(claimed)}.")
 
@@ -194,6 +199,7 @@ def _assert_indistinguishable(sides: _Sides, alpha: float, name: str, reproduce:
 def _beyond_rounding(claimed: Tensor, true: Tensor) -> Tensor:
     """Their difference, 0 where it is as small as rounding makes it."""
     gap, size = claimed - true, torch.maximum(claimed.abs(), true.abs()).max()
+    # Two orders of summation differ by a bias of rounding that a bettor would find after enough draws.
     return gap.masked_fill(gap.abs() <= 1e4 * torch.finfo(gap.dtype).eps * size, 0.0)
 
 
@@ -236,6 +242,7 @@ def enumerated(proposal: Distribution, num_samples: int) -> Expectation:
             "method='hermite' for a scalar Normal, method='sequential' for anything else."
         )
     support = proposal.enumerate_support(expand=True)
+    # All of them, so that the expectation is a sum and the comparison has no error but rounding.
     tuples = list(itertools.product(range(len(support)), repeat=_checked(num_samples, len(support))))
     samples = support[torch.tensor(tuples).T]
     return Expectation(samples, proposal.log_prob(samples).sum(0).exp())

@@ -90,6 +90,7 @@ class AggregatedPosterior:
         """
         count = self.num_aux if num_aux is None else num_aux
         others = self._indices((count, *self._lead(z)))
+        # z's own component must be among those looked at: without it the mean would be a lower bound's.
         return self._log_mixture(z, torch.cat([index.unsqueeze(0), others]))
 
     def _lead(self, z: Tensor) -> tuple[int, ...]:
@@ -99,4 +100,5 @@ class AggregatedPosterior:
         return torch.randint(self.num_components, shape, device=self.device)
 
     def _log_mixture(self, z: Tensor, index: Tensor) -> Tensor:
+        # Expanded, not repeated: every component sees the same z, which is read from one place.
         return IWAE()(self.conditional(index).log_prob(z.expand(index.shape[0], *z.shape)))

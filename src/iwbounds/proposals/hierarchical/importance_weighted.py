@@ -28,6 +28,7 @@ __all__ = ["ImportanceWeighted", "add_gradient_only", "draw_trained_pair", "grad
 
 def gradient_only(x: Tensor) -> Tensor:
     """Zero, with the gradient of ``x``; without one where ``x`` is infinite (inf − inf would be NaN)."""
+    # nan_to_num also stops the gradient of what it replaces.
     return (x - x.detach()).nan_to_num(0.0)
 
 
@@ -45,6 +46,7 @@ def draw_trained_pair(model: TwoLevelModel, num_samples: int) -> tuple[Tensor, T
     since the engine would take samples without a graph for a path that is missing.
     """
     z, own = model.draw_pair(num_samples)
+    # A leaf that nothing asks the gradient of: its own is computed and dropped, the reverse model's is what is wanted.
     if torch.is_grad_enabled() and model.z_has_path and z.is_leaf:
         z = z.requires_grad_()
     return z, own
@@ -94,6 +96,7 @@ class ImportanceWeighted:
         z, own = draw_trained_pair(self.model, sample_shape[0])
         psi = [own.unsqueeze(0)]
         if self.num_aux:
+            # From τ(ψ | z), with z in the graph: the path φ → z → ψ_k belongs to the gradient of the extended latent.
             psi.append(self.model.draw_auxiliary(z, self.num_aux))
         return z, as_latent(torch.cat(psi))
 

@@ -72,6 +72,7 @@ class InnerRule:
         extended, proposal = self._outer.extend(log_joint, name)
         # The rule evaluates its networks on every ψ while it draws: blocks of a size that their activations fit in.
         per_call = self.model.samples_per_call(self.num_aux + 1, fraction=16)
+        # z, ψ and ψ for η are latents with a path; the second ψ for η, weights and slopes are carried along.
         flags = SplitLatents(True, True, True, None, None, None)  # type: ignore[arg-type]
         own = replace(
             proposal, sample=self.sample, log_prob=self.log_prob, reparameterized=flags, samples_per_call=per_call
@@ -98,6 +99,7 @@ class InnerRule:
             if not latents.z.requires_grad:  # samples held fixed: no path that the rule could split
                 return outer((latents.z, latents.psi))
             squared, path = _squared_slopes(latents), gradient_only(latents.auxiliary_parameter)
+            # In the log-joint every carried term gets a = c: −2a of (c + h) = 2a − b; the +b comes from log Q, below.
             term = self._own_term(latents) - 2 * _inner_product(squared, path, latents)
             return add_gradient_only(log_joint(latents.z), term)
 
@@ -113,6 +115,8 @@ class InnerRule:
         squared, path = _squared_slopes(latents), gradient_only(latents.auxiliary_parameter)
         return _parts(
             IWAE()(self.model.log_weights(latents.z, psi)),
+            # Carried in log Q, hence with the score coefficient: only where the estimator is the total derivative is s
+            # not 0.
             self._own_term(latents) + _inner_product(latents.slopes - squared, path, latents),
             -_inner_product(squared, gradient_only(latents.auxiliary), latents),
         )
@@ -122,6 +126,7 @@ class InnerRule:
         assert self.model.reverse is not None
         # From the copy no gradient flows back to z; an edge of the graph stands for it, and keeps no values alive.
         copy = _Cut.apply(z) if z.requires_grad else z  # type: ignore[no-untyped-call]
+        # One draw: a second one, for the other path, would be other numbers.
         psi = draw(self.model.reverse(copy), (self.num_aux,), True, "reverse")
         edge = None if copy.grad_fn is None else GradientEdge(copy.grad_fn, copy.output_nr)
         stand_in = _StandIn.apply(psi)  # type: ignore[no-untyped-call]
@@ -129,6 +134,7 @@ class InnerRule:
 
     def _weights_and_slopes(self, z: Tensor, psi: Tensor) -> tuple[Tensor, Tensor]:
         """One evaluation of v beyond the engine's, because the terms of all samples are made of its results."""
+        # Numbers only: weights and slopes are coefficients, and the estimator is not differentiated.
         leaf = psi.detach().requires_grad_()
         # The graph lives for these lines alone: a checkpoint around the sampler must not put off any part of it.
         with torch.enable_grad(), outside_checkpoints():
@@ -199,5 +205,6 @@ class _SplitPaths(torch.autograd.Function):
         stand_in, copy = ctx.ends
         grad_z = None
         if ctx.needs_input_grad[0] and copy is not None and stand_in.requires_grad:
+            # retain_graph, as the walk to η goes through the same nodes afterwards.
             (grad_z,) = torch.autograd.grad(stand_in, copy, to_z, retain_graph=True, allow_unused=True)
         return grad_z, to_parameters, None

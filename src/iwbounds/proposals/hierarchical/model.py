@@ -72,11 +72,13 @@ def draw(density: Density, sample_shape: tuple[int, ...], has_path: bool, name: 
         )
     sample = getattr(density, "rsample", None) if reparameterized else None
     samples: Tensor = (sample or density.sample)(sample_shape)  # type: ignore[attr-defined]
+    # rsample may be all there is; a path that was disclaimed must not be followed by accident.
     return samples if has_path else samples.detach()
 
 
 def outside_checkpoints() -> saved_tensors_hooks:
     """A context whose graph saves its tensors as usual, though a checkpoint surrounds it."""
+    # The innermost pair of hooks is the one that is asked: identity shields the graph from the checkpoint's.
     return saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)
 
 
@@ -155,6 +157,7 @@ class TwoLevelModel:
         of_psi = self.mixing.samples_per_call
         if of_psi is None:
             return None
+        # Multiples of 16, as in distributions._samples_per_call, so that blocks continue one sequence of numbers.
         return max(_SMALLEST_BLOCK, of_psi // (num_psi * fraction) // 16 * 16)
 
     def draw_mixing(self, num_aux: int, num_samples: int) -> Tensor:
@@ -199,6 +202,7 @@ class TwoLevelModel:
                 f"conditional's log_prob, {tuple(conditional.shape)}; got {tuple(psi.shape)}. Draw one psi per datum "
                 "(mixing.expand(batch_shape)), and sum log_prob over the event dimensions (Independent)."
             )
+        # One call of the network for all K + 1 variables: ψ's leading axis broadcasts against τ's batch, which is z's.
         reverse = None if self.reverse is None else self.reverse(z).log_prob(psi)
         mixing = self.mixing.log_prob(psi) if with_mixing or reverse is not None else None
         _check_shape("mixing", mixing, conditional)

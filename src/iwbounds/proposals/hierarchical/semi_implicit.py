@@ -53,12 +53,15 @@ class Mixtures:
 
     def sample(self, sample_shape: tuple[int]) -> tuple[Tensor, Tensor]:
         """z of the first component, and all components."""
+        # All K + 1 at once, of which the first makes z: given the set, z is a draw of the mixture (any position would
+        # do).
         psi = self.model.draw_mixing(self.num_aux + 1, sample_shape[0])
         return self.model.draw_z(psi[0]), as_latent(psi)
 
     def log_prob(self, latents: Latents) -> tuple[Tensor, None]:
         """U_K: log mean over the mixture's components of q(z | ψ_k)."""
         z, psi = latents
+        # None for ψ, which carries parameters and has no density of its own here.
         return IWAE()(self.model.log_weights(z, from_latent(psi))), None
 
 
@@ -96,6 +99,7 @@ class SharedMixtures:
     def log_prob(self, latents: Latents) -> tuple[Tensor, None, None]:
         """U_K; the shared components are evaluated once for all samples."""
         z, own, shared = latents
+        # Each z has its own component, evaluated pairwise; the K shared ones meet all z at once, as an axis more.
         log_own = self.model.log_weights(z, own.unsqueeze(0))
         log_shared = self.model.conditional(from_latent(shared[0])).log_prob(z.unsqueeze(1)).movedim(1, 0)
         return IWAE()(torch.cat([log_own, log_shared])), None, None

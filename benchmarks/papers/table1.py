@@ -1,0 +1,111 @@
+"""Table 1 of Burda, Grosse and Salakhutdinov (2016), Importance Weighted Autoencoders, arXiv:1509.00519.
+
+    PYTHONPATH=benchmarks python -m papers.table1                                    # CPU form: 3 runs, minutes
+    PYTHONPATH=benchmarks python -m papers.table1 --full --data mnist --samples 50   # 3280 epochs: a GPU, or nights
+
+The CPU form: fixed binarisation, 20 epochs, batches of 100, VAE, IWAE-5 and DReG-5, 1000 test images with 1000 samples.
+--full is the paper's: pixels drawn anew in each epoch, batches of 20, eight stages, 10 000 test images, 5000 samples.
+Both go on from their checkpoints; --max-seconds ends a visit, --stages the schedule early.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from common import table
+from papers.data import NAMES, load
+from papers.expected import Figure, parser, report
+from papers.training import OBJECTIVES, Settings, keep, measure, paper_rates, short_rates, train
+
+CPU_FORM = (("VAE", 1), ("IWAE", 5), ("DReG", 5))
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    found = parser(__doc__, "table1.json")
+    found.add_argument("--full", action="store_true", help="the paper's schedule, batch size and evaluation")
+    found.add_argument("--data", choices=NAMES, default="binarized")
+    found.add_argument("--objectives", nargs="+", choices=OBJECTIVES, help="with --samples; default: the CPU form's")
+    found.add_argument("--samples", type=int, nargs="+", help="K for each objective")
+    found.add_argument("--layers", type=int, choices=(1, 2), default=1, help="stochastic layers")
+    found.add_argument("--seeds", type=int, nargs="+", default=[0])
+    found.add_argument("--epochs", type=int, default=20, help="of the CPU form")
+    found.add_argument("--stages", type=int, default=8, help="of the full form")
+    found.add_argument(
+        "--max-seconds", type=float, default=float("inf"), help="of training in this visit, for each run"
+    )
+    found.add_argument("--evaluation-samples", type=int, help="default: 1000, or 5000 with --full")
+    found.add_argument("--test-images", type=int, help="default: 1000, or 10 000 with --full")
+    found.add_argument("--hidden", type=int, default=200)
+    found.add_argument("--epsilon", type=float, default=1e-4, help="of Adam: the paper's")
+    found.add_argument("--latent", type=int, default=50)
+    return found.parse_args(argv)
+
+
+def runs(options: argparse.Namespace) -> list[Settings]:
+    if options.objectives is None and options.samples is None:
+        pairs = list(CPU_FORM)
+    else:
+        names, counts = options.objectives or list(OBJECTIVES), options.samples or [1, 5, 50]
+        # With one sample the three are the same bound, and the IWAE's gradients that of the ELBO.
+        pairs = [(name, k) for name in names for k in counts if k > 1 or name == "VAE"]
+    return [
+        Settings(
+            options.data,
+            name,
+            count,
+            options.layers,
+            seed,
+            batch_size=20 if options.full else 100,
+            rates=paper_rates(options.stages) if options.full else short_rates(options.epochs),
+            hidden=options.hidden,
+            latent=options.latent,
+            epsilon=options.epsilon,
+        )
+        for seed in options.seeds
+        for name, count in pairs
+    ]
+
+
+def row(name: str, found: dict[str, Any]) -> list[str]:
+    units = " + ".join(map(str, found["active_units"]))
+    epochs = f"{found['epochs']} of {found['of_epochs']}"
+    return [name, f"{found['nll']:.2f} ± {found['standard_error']:.2f}", units, epochs, f"{found['seconds']}"]
+
+
+def expected(results: dict[str, dict[str, Any]]) -> list[Figure]:
+    """Of the CPU form: a reference run of one seed each, so within a nat; and DReG no worse than the plain gradient."""
+    nll = {(r["settings"]["objective"], r["settings"]["samples"]): r["nll"] for r in results.values()}
+    vae, iwae, dreg = (nll[key] for key in CPU_FORM)
+    return [
+        Figure.near("NLL, VAE", vae, 98.5, 1.0),
+        Figure.near("NLL, IWAE, K = 5", iwae, 96.5, 1.0),
+        # Other seeds move an NLL of this length by 0.1 to 0.2.
+        Figure("NLL, DReG minus IWAE, K = 5", dreg - iwae, -2.0, 0.2),
+        Figure("NLL, VAE minus IWAE, K = 5", vae - iwae, 0.5, 4.0),
+    ]
+
+
+def main(argv: Sequence[str] | None = None) -> bool:
+    options = parse(argv)
+    torch.set_num_threads(options.threads)
+    test_images = options.test_images or (10_000 if options.full else 1000)
+    data = load(options.data, options.folder, test_images)
+    results = {}
+    for settings in runs(options):
+        state = train(settings, data, options.checkpoints, options.max_seconds)
+        found = measure(state, data, options.evaluation_samples or (5000 if options.full else 1000))
+        results[settings.name + ("-full" if options.full else "")] = found
+        keep({settings.name: found}, options.results)
+    print(table(["run", "test NLL", "active", "epochs", "s"], [row(name, r) for name, r in results.items()]))
+    comparable = [options.data, options.layers, options.epochs, options.full] == ["binarized", 1, 20, False]
+    if comparable and len(options.seeds) == 1 and options.objectives is None and options.samples is None:
+        return report(expected(results))
+    print("No expected figures for these options; docs/papers.md has the papers'.")
+    return True
+
+
+if __name__ == "__main__":
+    raise SystemExit(not main())

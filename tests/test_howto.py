@@ -1,0 +1,50 @@
+"""The how-to pages and the page on adapters run as written, section by section where a section needs a library."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+DOCS = Path(__file__).parents[1] / "docs"
+PAGES = sorted((DOCS / "howto").glob("*.md"))
+NEEDS = {"Pyro": "pyro", "JAX: NumPyro, blackjax, PyMC": "jax", "zuko": "zuko"}
+SECTIONS = dict(
+    re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", (DOCS / "adapters.md").read_text(), re.DOTALL | re.MULTILINE)
+)
+
+
+def run(name, text):
+    found = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert found, f"{name} shows no code"
+    namespace = {"__name__": "page"}
+    for number, block in enumerate(found):
+        exec(compile(block, f"{name} block {number}", "exec"), namespace)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_python_block_runs_in_order(page):
+    run(page.name, page.read_text())
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_every_section_on_an_adapter_runs(section):
+    if section in NEEDS:
+        pytest.importorskip(NEEDS[section])
+    with torch.random.fork_rng(devices=[]):
+        run(section, SECTIONS[section])
+    if section == "Pyro":
+        pytest.importorskip("pyro").clear_param_store()
+
+
+@pytest.mark.parametrize("page", [*PAGES, DOCS / "adapters.md"], ids=lambda page: page.stem)
+def test_links_and_named_programs_exist(page):
+    text = page.read_text()
+    targets = [page.parent / link for link in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", text) if "://" not in link]
+    targets += [DOCS.parent / name for name in re.findall(r"`(examples/[\w/]+\.py)`", text)]
+    assert [target for target in targets if not target.exists()] == []
+
+
+def test_no_page_is_missing():
+    assert len(PAGES) >= 7
+    assert set(NEEDS) <= set(SECTIONS)
