@@ -270,7 +270,7 @@ def plot(rows: list[Row], path: Path) -> None:
     plain(axis, "Variance of the proposal's gradient", "÷ the lesser of Reparameterized and DReG", "")
     axis.set(xscale="log", yticks=range(len(rows)), yticklabels=names)
     axis.invert_yaxis()
-    axis.legend(loc="lower right", frameon=False)
+    axis.legend(loc="upper right", frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
 

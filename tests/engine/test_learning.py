@@ -309,7 +309,33 @@ gradient.update(log_w[0])
 for _ in range(2):  # a second time changes nothing
     gradient.average_over_ranks()
 print(gradient.strengths_for(iw.IWAE(), 4).tolist())
+world = torch.distributed.group.WORLD
+
+
+def model(x):  # a location of its own for each process's data, and the slopes that autograd finds
+    q = torch.distributions.Normal(loc.expand(len(x)), 0.7)
+    return lambda z: -(z - x).square() - (z - 0.3).abs().pow(3), q
+
+
+loc = torch.full((), 0.2, dtype=torch.float64, requires_grad=True)
+x, z = torch.randn(200, dtype=torch.float64), torch.randn(4, 200, dtype=torch.float64)
+learned = []
+for group, rows, part in ((None, slice(None), slice(None)), (world, slice(2 * rank, 2 * rank + 2), mine)):
+    for kind in ("estimate", "accumulate"):
+        gradient = iw.Controlled()
+        if kind == "estimate":
+            samples = loc + 0.7 * z[rows]
+            iw.estimate(*model(x), gradient=gradient, samples=samples, process_group=group).value.mean().backward()
+        else:
+            samples = loc + 0.7 * z[:, part]
+            iw.accumulate(model, x[part], 160, gradient=gradient, samples=samples, process_group=group)
+        learned.append(gradient.state_dict()["IWAE(), K = 4"])
+for one, other in zip(learned[:2], learned[2:]):
+    torch.testing.assert_close(one["moments"], other["moments"])
+    assert one["count"] == other["count"] == 200
 if rank == 1:
+    gradient = iw.Controlled()
+    gradient.observe(iw.IWAE(), log_w, p, q)
     gradient._learned["other"] = gradient._learned["IWAE(), K = 4"]
 try:
     gradient.average_over_ranks()

@@ -158,6 +158,8 @@ def accumulate(
         assert whole is not None, "there is at least one part, be it empty"
         # A running baseline is of the whole batch, and the same on all ranks.
         values = whole.value if ranks is None else ranks.gather(whole.value)[0]
+        if ranks is not None and gradient is not None and gradient.learns and torch.is_grad_enabled():
+            gradient.pool(ranks.gather_objects)
     if gradient is not None and torch.is_grad_enabled():
         gradient.update(values)
     return whole

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,6 +108,13 @@ class Gradient(ABC):
 
     def update(self, value: Tensor) -> None:  # noqa: B027
         """Take in the bound of a whole batch, ``(*batch)``, once per call and after its coefficients are known."""
+
+    def pool(self, gather: Callable[[Any], list[Any]]) -> None:  # noqa: B027
+        """Add what all processes that share a batch have observed since the last :meth:`update`, just before it.
+
+        Args:
+            gather: one object of each process, from this one's.
+        """
 
 
 class EvaluatedTogether(Gradient):

@@ -19,7 +19,7 @@ hand.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any, final
 
@@ -48,8 +48,8 @@ class Controlled(EvaluatedTogether):
     Unbiased for every smooth bound, for model and proposal parameters, as the strengths λ come from earlier steps.
     At the best λ its variance is never above that of :class:`Reparameterized` (λ = 0) or :class:`DReG`
     (λ = (1, 0, …)), both of which it contains; a learned λ comes close, and is not promised to be better. Starts as
-    DReG, until 100 data have been seen. The gain is largest with few samples and a proposal that is too narrow or too
-    wide; near the posterior, and at large K, λ tends to DReG's.
+    DReG, until 100 data have been seen. The gain is largest where the proposal is too narrow or too wide; near the
+    posterior the first strength tends to DReG's.
 
     An object keeps what it has learned for each bound and K: use *one* object for the whole training (and another for
     another model), and save ``state_dict()`` with the optimiser's. Its moments are those of the location of each datum:
@@ -58,9 +58,9 @@ class Controlled(EvaluatedTogether):
     λ is read once, when :func:`iwbounds.estimate` or :func:`iwbounds.accumulate` is called, and learned at the end of
     the backward (once per ``accumulate``), where the slopes of the two densities come by anyway: no density is
     evaluated twice for it. With ``backward_samples`` it learns on the few: their sums have the expectation of all, and
-    their second moments are those of the gradient that is made. Data count as the loss weighs them. Under several
-    processes each object learns from its own data, and each gradient is unbiased; :meth:`average_over_ranks` makes
-    the strengths the same.
+    their second moments are those of the gradient that is made. Data count as the loss weighs them. The ranks of a
+    ``process_group`` learn the same. In data-parallel training without one each object learns from its own data, and
+    each gradient is unbiased; :meth:`average_over_ranks` makes the strengths the same.
 
     Args:
         basis: how many powers of c, at least 1.
@@ -178,6 +178,13 @@ class Controlled(EvaluatedTogether):
         """Let count what was observed since the last step; the engine calls it where the parts of a batch are one."""
         self._commit()
 
+    def pool(self, gather: Callable[[Any], list[Any]]) -> None:
+        # Objects, not tensors: a process without data has seen no bound, and would not know what the others add up.
+        mine = {key: part.taken() for key, part in self._learned.items()}
+        for theirs in gather(mine):
+            for key, (moments, count) in theirs.items():
+                self._learned.setdefault(key, _Moments(self.basis)).add(moments, count)
+
     @torch.no_grad()
     def average_over_ranks(self, group: Any = None) -> None:
         """Average over the processes of a ``torch.distributed`` group what each has learned; calling it again changes
@@ -240,6 +247,12 @@ class _Moments:
         """Sums over ``count`` data, kept aside until :meth:`commit`."""
         self._waiting = moments if self._waiting is None else self._waiting + moments
         self._waiting_count += count
+
+    def taken(self) -> tuple[Tensor, int]:
+        """What is kept aside, which is then no longer; on the CPU."""
+        waiting = torch.zeros_like(self.moments) if self._waiting is None else self._waiting
+        count, self._waiting, self._waiting_count = self._waiting_count, None, 0
+        return waiting.cpu(), count
 
     def commit(self, decay: float) -> None:
         if self._waiting is None:
