@@ -158,7 +158,8 @@ def show(outcomes: dict[str, Outcome], options: argparse.Namespace) -> None:
     ]
     print_table(["DReG-IWAE", "training bound", "test NLL", "active units", "ESS"], rows)
     times = ", ".join(f"{name} {o.milliseconds:.1f}" for name, o in outcomes.items())
-    print(f"\n{dist.get_world_size()} processes. Milliseconds of a step: {times}.")
+    count = dist.get_world_size()
+    print(f"\n{count} {'process' if count == 1 else 'processes'}. Milliseconds of a step: {times}.")
     draw_figure(outcomes, options)
 
 

@@ -17,9 +17,10 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 
-# A process that has imported torch once, and forks: a group then starts in half a second.
+# A process that has imported torch once, and forks: a group then starts in half a second. (Checkpoints and
+# DistributedDataParallel import the compiler, which takes 1.4 seconds.)
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["torch.distributed", "iwbounds"])
+_CONTEXT.set_forkserver_preload(["torch.distributed", "torch._dynamo", "iwbounds"])
 
 
 class Failed(NamedTuple):

@@ -147,6 +147,7 @@ def refusals(group: dist.ProcessGroup) -> list[str]:
         lambda: iw.accumulate(unused, x, K, num_samples=K, process_group=group),
         lambda: iw.accumulate(model, x, 2, num_samples=K, process_group=group),
         lambda: iw.accumulate(failing, x, K, num_samples=K, process_group=group),
+        lambda: iw.accumulate(failing, x[: 1 - group.rank()], num_samples=K, process_group=group),
     ):
         try:
             call()

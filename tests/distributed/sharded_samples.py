@@ -12,7 +12,7 @@ from torch import Tensor
 
 import iwbounds as iw
 from iwbounds.checks import map_latents
-from iwbounds.engine.ranks import BOUND, LEVEL
+from iwbounds.engine.ranks import BOUND, LEVEL, Ranks
 from iwbounds.seeding import forked_rng
 from tests.distributed.models import B, Gaussian, Mixed, data, flat_gradient
 from tests.registry import BOUNDS, JUMPING, PATHWISE, SCORE
@@ -230,3 +230,13 @@ def bytes_sent(group: dist.ProcessGroup, count: int, dtype: torch.dtype) -> list
     value = iw.estimate(*model(x), num_samples=count, backward_samples=2, process_group=group).value
     value.sum().backward()
     return found
+
+
+def summed(group: dist.ProcessGroup) -> list[float]:
+    """What is added up over the ranks is a new tensor, in the precision that it has."""
+    ranks = Ranks(group, lambda: -1)
+    mine = torch.full((2, 3), 10.0 ** group.rank(), dtype=torch.float64).T
+    total = ranks.all_reduce_sum(mine)
+    assert mine.eq(10.0 ** group.rank()).all()
+    assert total.shape == mine.shape
+    return total.unique().tolist()

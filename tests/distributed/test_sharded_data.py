@@ -19,9 +19,10 @@ def test_distributed_data_parallel_leaves_every_rank_with_one_gradient(function,
 
 def test_what_would_let_ranks_drift_apart_is_refused_and_a_failing_rank_named(tmp_path):
     for rank, found in enumerate(results(2, sharded_data.refusals, tmp_path)):
-        drift, unused, inside, failed = found
+        drift, unused, inside, failed, none = found
         assert "Pass process_group=" in drift
         assert "without find_unused_parameters" in unused
         assert "around the whole model" in inside
         assert ("rank 1 of 2 stopped" in failed) == (rank == 0)
         assert "in a later part" in failed
+        assert "rank 1 has none (the ranks have [1, 0])" in none

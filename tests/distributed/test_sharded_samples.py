@@ -33,3 +33,7 @@ def test_what_crosses_ranks_is_the_log_weights(size, count, padded, dtype, tmp_p
     """And twice 32 bytes per rank; where the shares are not equal, the shorter ones are padded."""
     for found in results(size, sharded_samples.bytes_sent, tmp_path, count, dtype):
         assert found == [32 * size, 32 * size, padded * 3 * dtype.itemsize]
+
+
+def test_a_sum_over_ranks_leaves_its_terms_alone(tmp_path):
+    assert results(3, sharded_samples.summed, tmp_path) == [[111.0]] * 3

@@ -69,8 +69,8 @@ def accumulate(
         chunk_size: the parts are of so many samples of more data, and every sample is evaluated twice.
         samples: as in :func:`iwbounds.estimate`; sliced along their batch axis.
         process_group: a ``torch.distributed`` group whose ranks share the *data*: ``x`` is this rank's part of the
-            batch, of any size, and the mean is over all of it. What is added to ``.grad`` is this rank's part of the
-            gradient, and the **sum** over the ranks is the gradient. A ``DistributedDataParallel`` model is
+            batch, at least one datum, and the mean is over all of it. What is added to ``.grad`` is this rank's part of
+            the gradient, and the **sum** over the ranks is the gradient. A ``DistributedDataParallel`` model is
             synchronised by the last backward alone; its mean over the ranks is allowed for, so that every rank is left
             with the gradient itself. (In :func:`iwbounds.estimate` the ranks share the samples.)
 
@@ -117,6 +117,7 @@ def accumulate(
     if process_group is not None:
         shared = {"bound": bound, "gradient": gradient, "proposal_bound": proposal_bound, "count": count}
         ranks = Ranks(process_group, lambda: batch_size(x), **shared, backward_samples=backward_samples)
+        _check_numbers(ranks.numbers)
     with nullcontext() if ranks is None else ranks.together():
         size = batch_size(x)
         total: float = size if ranks is None else sum(ranks.numbers)
@@ -228,6 +229,16 @@ _DRIFT = (
     "their gradients would drift apart. Pass process_group= (the wrapped model's), so that the last one synchronises; "
     "or pass the module that it wraps (model.module) and sum the gradients yourself afterwards."
 )
+
+
+def _check_numbers(numbers: list[int]) -> None:
+    # torch's Independent, for one, has no log-density of an empty batch; and a rank without a backward would leave
+    # those that synchronise in it waiting.
+    if 0 in numbers:
+        raise ValueError(
+            f"expected at least one datum on every rank of process_group; rank {numbers.index(0)} has none (the ranks "
+            f"have {numbers}). Use larger batches, or drop those that are smaller than the number of ranks."
+        )
 
 
 def _check_wrapped(model: Any, wrapped: list[DistributedDataParallel], ranks: Ranks, chunked: bool) -> None:
