@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
 import zlib
 from dataclasses import asdict, dataclass
@@ -74,6 +75,9 @@ def chosen(target: Target, fit_on: Tensor, chains: int | None) -> tuple[str, iw.
         for z, sign in ((pair[1].sample((PILOT,)), 1), (compared, -1)):
             log_w = torch.cat([target.log_density(c) - pair[1].log_prob(c) for c in z.split(5_000)])
             sides.append(len(log_w) / iw.effective_sample_size(sign * log_w).item() - 1)
+            # A variance from a tail this heavy is one of the draws that happened to be there.
+            if sign == 1 and iw.pareto_k(log_w).item() > 0.7:
+                return math.inf
         return sum(sides)
 
     found = list(candidates(fitted))

@@ -60,7 +60,7 @@ def test_even_draws_certify_from_fewer_samples():
     log_joint, q = model(DATA[:20], 3.0)
     settings = {"tolerance": 0.1, "max_samples": 200_000, "samples_per_randomisation": 16}
     counts = [iw.certify(log_joint, p, **settings).num_samples for p in (q, iw.QuasiRandom(q))]
-    assert counts[1] < counts[0] / 1.5
+    assert counts[1] < 0.8 * counts[0]  # one look earlier would be 1/1.2
 
 
 @each
