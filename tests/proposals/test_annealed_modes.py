@@ -260,7 +260,7 @@ def test_a_start_without_a_path_has_score_gradients():
     assert logits.grad.abs().max() > 0
 
 
-@pytest.mark.parametrize("transition", [iw.ULA, iw.MCD, iw.CMCD, iw.DAIS])
+@pytest.mark.parametrize("transition", [iw.ULA, iw.MCD, iw.CMCD, iw.DAIS, iw.HMC])
 def test_concrete_transitions_are_final_and_the_base_is_abstract(transition):
     with pytest.raises(TypeError, match="final"):
         type("Own", (transition,), {})
