@@ -219,10 +219,13 @@ def show(target: Target, rows: Sequence[Row]) -> None:
 
 def draw(target: Target, rows: Sequence[Row], path: Path) -> None:
     """Gaps against the number of steps, one line for each kind of chain."""
+    from matplotlib.ticker import LogLocator
+
     from iwbounds.plots.style import BLACK, BLUE, GREEN, ORANGE, VERMILION, plain
 
     truth = target.truth if target.truth is not None else 0.0
     figure, axes = pyplot().subplots(1, 2, figsize=(8, 3.4), layout="constrained", sharey=True)
+    steps = sorted({r.num_steps for r in rows})
     looks = dict(zip(KINDS, zip((BLUE, GREEN, VERMILION, ORANGE, BLACK), "osD^v", strict=True), strict=True))
     for axis, name in zip(axes, ("elbo", "iwae"), strict=True):
         for kind, (colour, marker) in looks.items():
@@ -231,6 +234,10 @@ def draw(target: Target, rows: Sequence[Row], path: Path) -> None:
             axis.plot([r.num_steps for r in of_kind], gaps, marker=marker, color=colour, label=kind)
         plain(axis, "ELBO" if name == "elbo" else "IWAE, 64 paths", "steps (slopes per path)", "log p(y) − bound, nats")
         axis.set(xscale="log", yscale="log")
+        axis.set_xticks(steps, [str(count) for count in steps])
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.minorticks_off()
         axis.axhline(truth - target.initial_elbo, color=BLACK, linewidth=0.8, linestyle=":")
     axes[1].set_ylabel("")
     axes[0].legend(frameon=False, fontsize=8)

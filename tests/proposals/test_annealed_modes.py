@@ -222,6 +222,8 @@ WRONG = {
     "kind": (lambda: iw.ULA("0.1"), "positive number"),
     "network": (lambda: iw.MCD(0.1, 0.1), r"network\(z, step\)"),
     "damping": (lambda: iw.DAIS(0.1, 1.0), "damping"),
+    "start of a step size": (lambda: LearnedStepSize(torch.tensor([0.1, -0.1])), "positive initial"),
+    "steps of a schedule": (lambda: LearnedSchedule(0), "num_steps"),
 }
 
 
@@ -260,12 +262,27 @@ def test_a_start_without_a_path_has_score_gradients():
     assert logits.grad.abs().max() > 0
 
 
-@pytest.mark.parametrize("transition", [iw.ULA, iw.MCD, iw.CMCD, iw.DAIS])
+@pytest.mark.parametrize("transition", [iw.ULA, iw.MCD, iw.CMCD, iw.DAIS, iw.HMC])
 def test_concrete_transitions_are_final_and_the_base_is_abstract(transition):
     with pytest.raises(TypeError, match="final"):
         type("Own", (transition,), {})
     with pytest.raises(TypeError, match="abstract"):
         iw.Transition()
+
+
+def test_inference_mode_is_refused_with_what_to_use_instead():
+    with torch.inference_mode(), pytest.raises(RuntimeError, match=r"torch.no_grad\(\) instead"):
+        iw.estimate(square, iw.AnnealedProposal(NORMAL, iw.ULA(0.1), 3), num_samples=4)
+
+
+def test_certify_draws_paths_until_the_evidence_is_that_tight():
+    log_joint = lambda z: Normal(0.0, 1.0).log_prob(z) + Normal(z, 1.0).log_prob(torch.ones(()))  # noqa: E731
+    chain = iw.AnnealedProposal(Normal(torch.tensor(0.0), 1.0), iw.ULA(0.1), 4)
+    found = iw.certify(log_joint, chain, tolerance=0.2)
+    truth = Normal(0.0, 2**0.5).log_prob(torch.ones(())).item()
+    assert bool(found.reached)
+    assert found.lower.item() <= truth
+    assert abs(found.log_evidence.item() - truth) < 0.2
 
 
 @pytest.fixture

@@ -75,6 +75,7 @@ def report(transition: HMC, bridge: Bridge, num_samples: int) -> AnnealingReport
     for moved in transition.walk(bridge, num_samples):
         even.append(conditional_ess(torch.zeros_like(moved.log_w) if before is None else before, moved.log_increment))
         before = moved.log_w
+        # No move leads to z_0.
         if moved.step:
             acceptance.append(moved.state.acceptance.mean(0))
     rates = torch.stack(acceptance) if acceptance else even[0].new_zeros((0, *even[0].shape))
@@ -95,6 +96,7 @@ def pilot(transition: HMC, bridge: Bridge, num_samples: int, target: float) -> t
 
 def even_schedule(betas: Tensor, spreads: Tensor) -> Tensor:
     """T + 1 values of β between which ∫ √Var dβ is the same; one schedule for all data, from their mean spread."""
+    # A chain that has left all numbers says nothing of the spread.
     flat = spreads.reshape(len(spreads), -1).double().nan_to_num(0.0, 0.0, 0.0).mean(1)
     # √Var is measured from a few chains: neighbours are averaged, and none may be close to zero.
     flat = torch.cat([flat, flat[-1:]])
@@ -107,7 +109,7 @@ def even_schedule(betas: Tensor, spreads: Tensor) -> Tensor:
     lengths = torch.cat([knots.new_zeros(1), ((smooth[1:] + smooth[:-1]) / 2 * knots.diff()).cumsum(0)])
     wanted = torch.linspace(0.0, 1.0, len(knots), dtype=torch.float64) * lengths[-1]
     found = _interpolated(wanted, lengths, knots)
-    # Exactly: rounding would leave a sliver of the path out of the weights.
+    # The ends exactly, which interpolation misses by rounding: the weights are those of these ends.
     found[0], found[-1] = 0.0, 1.0
     return found
 
@@ -133,6 +135,7 @@ class _Pilot:
             for _ in range(_WARM_UP):
                 chain = self._adapted_move(chain, step, _WARM_UP_GAIN)
         factor = over_event(self._log_factor.exp(), chain.z, chain.values.log_p)
+        # What this move was made with, before it says whether that was too much.
         self.sizes.append(self._bridge.size(self._transition.step_size, step, chain.z) * factor)
         return self._adapted_move(chain, step, _GAIN)
 

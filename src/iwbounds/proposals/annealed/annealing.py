@@ -63,7 +63,7 @@ def _walk(
         gained = increment * log_ratio(state)
         log_w = gained if log_w is None else log_w + gained
         yield Moved(step, state, gained, log_w)
-        # No move after the last increment: it would change the state, and no weight.
+        # A move after the last increment would change no weight.
         if number + 1 < len(steps):
             state = move(state, step)
 
@@ -79,7 +79,7 @@ def conditional_ess(log_before: Tensor, log_increment: Tensor) -> Tensor:
 
     Reference: Zhou, Johansen and Aston (2016), Toward Automatic Model Comparison, arXiv:1303.3123, section 3.3.2.
     """
-    # CESS does not depend on the scale of v: relative to the largest nothing overflows.
+    # CESS does not change with the scale of v: the largest is made 1, so that none overflows.
     top = log_increment.amax(0)
     v = (log_increment - top).exp()
     weight = log_before.softmax(0)

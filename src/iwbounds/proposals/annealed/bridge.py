@@ -108,7 +108,7 @@ class Bridge:
 
     def at(self, z: Tensor, *terms: Term) -> State:
         """The state z; one call of the log-joint."""
-        # Asked once, outside: slopes are taken with gradients on whatever the caller's mode is.
+        # Asked before enable_grad: whether the caller wants a graph of the values, and not only slopes.
         track = torch.is_grad_enabled()
         values, copy = self._at_copy(z, terms, track)
         if not track:
@@ -126,6 +126,7 @@ class Bridge:
             log_p, log_q = self.log_densities(copy)
             slope_p = slope_of(log_p, copy, "log_joint", track)
             slope_q = slope_of(log_q, copy, "the initial proposal's log_prob", track)
+        # Terms know of gradient modes by themselves: a network under no_grad makes no graph.
         others = tuple(term(copy) for term in terms)
         densities = (log_p, log_q, slope_p, slope_q) if track else (log_p.detach(), log_q.detach(), slope_p, slope_q)
         return Values(*densities, others), copy
@@ -140,6 +141,7 @@ def slope_of(log_density: Tensor, z: Tensor, name: str, create_graph: bool = Fal
     found = None
     if log_density.requires_grad:
         # create_graph where a path is learned: the slope is then a function that is differentiated once more.
+        # A log-joint that is flat in z has no gradient to give: told below, instead of an error of autograd's.
         (found,) = torch.autograd.grad(log_density.sum(), z, create_graph=create_graph, allow_unused=True)
     if found is None:
         raise ValueError(
@@ -188,6 +190,7 @@ def has_parameters(value: Tensor, copy: Tensor) -> bool:
         if node is None or node in seen:
             continue
         seen.add(node)
+        # Only the node that accumulates a leaf's gradient has this attribute.
         leaf = getattr(node, "variable", None)
         if leaf is not None and leaf is not copy:
             return True
@@ -219,7 +222,7 @@ class _Joined(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, _z: Tensor, ends: _Ends, *explicit: Tensor) -> tuple[Tensor, ...]:
         ctx.ends = ends
-        # None stays None: a value that nothing used would cost a backward of zeros.
+        # Most steps use some of the values: zeros for the others would be pulled through the whole log-joint.
         ctx.set_materialize_grads(False)
         return tuple(value.view_as(value) for value in explicit)
 
@@ -232,4 +235,5 @@ class _Joined(torch.autograd.Function):
         if used:
             values, given = zip(*used, strict=True)
             (slope,) = torch.autograd.grad(values, ends.copy, given, retain_graph=ends.keep_graph, allow_unused=True)
+        # What arrives goes on to the explicit values too, where autograd adds it to their own before it walks on.
         return slope, None, *grads

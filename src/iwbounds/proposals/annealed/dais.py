@@ -62,6 +62,7 @@ class DAIS(Transition):
     def forward(self, bridge: Bridge, num_samples: int) -> Path:
         z = bridge.start(num_samples)
         # In the total graph throughout: there is one derivative, and nothing to take apart.
+        # log p is not asked for at z_0: slopes are taken half way through the leaps, and the value at the end.
         log_w = -check_log_q(bridge.initial.log_prob(z), z, bridge.initial.batch_shape)
         v = standard_normal_like(z)
         for step in range(bridge.num_steps):

@@ -97,6 +97,7 @@ class HMC(Transition):
         # Walked, not listed: a state is dropped when the next one is there, which is what keeps the memory at one step.
         end = _last(self.walk(bridge, num_samples))
         z, log_w = end.state.z, end.log_w
+        # Values carry no graph; what may is the model's density at the last states, held fixed.
         zero = torch.zeros_like(log_w)
         if not (self.model_gradient and torch.is_grad_enabled()):
             return Path(z, log_w, zero, zero)
@@ -164,6 +165,7 @@ class HMC(Transition):
         return end, v
 
     def _refuse_gradients(self, bridge: Bridge, z: Tensor) -> None:
+        # Whether a log-joint has parameters shows in its graph alone, as it closes over them.
         copy = z.detach().requires_grad_()
         log_p, log_q = bridge.log_densities(copy)
         size = bridge.size(self.step_size, 0, copy)
@@ -213,5 +215,6 @@ def _chosen(accepted: Tensor, new: State, old: Chain) -> tuple[Tensor, Values]:
 
 def _last(walk: Iterator[Moved]) -> Moved:
     """Its end, none of the states before being kept."""
+    # Unpacking (*_, end) would keep all of them.
     (end,) = deque(walk, maxlen=1)
     return end

@@ -51,7 +51,9 @@ class _Kernel(NamedTuple):
 
     def log_density(self, to: Tensor, origin: Tensor, drift: Tensor) -> Tensor:
         """log N(to; origin + δ drift, 2δ) as a function of δ and the drift, but for a constant."""
+        # The states are what is held fixed; their path is in log_w.
         residual = (to - origin).detach() - self.delta * drift
+        # Both kernels have one variance, so its constant cancels from P/Q; its derivative does not cancel from either.
         return -(residual.square() / (4 * self.delta) + 0.5 * self.delta.log())
 
 
@@ -72,12 +74,14 @@ class Langevin(Transition):
 
     def forward(self, bridge: Bridge, num_samples: int) -> Path:
         here = self._state(bridge, bridge.start(num_samples), 0)
+        # log_w has the total derivative of log P − log Q; log_p and log_q beside it the explicit ones.
         log_w, log_p, log_q = -here.live.log_q, torch.zeros_like(here.fixed.log_p), here.fixed.log_q
         for step in range(bridge.num_steps):
             kernel, noise = self._kernel(bridge, here, step), standard_normal_like(here.z)
             drift = kernel.there(here.live)
             there = self._state(bridge, kernel.move(here.z, drift, noise), step + 1)
             log_w = log_w - sum_event(kernel.log_ratio(drift + kernel.back(there.live), noise), log_w)
+            # For values the two would be computed in vain: they end as zeros.
             if torch.is_grad_enabled():
                 log_p = log_p + sum_event(kernel.log_density(here.z, there.z, kernel.back(there.fixed)), log_w)
                 log_q = log_q + sum_event(kernel.log_density(there.z, here.z, kernel.there(here.fixed)), log_w)
@@ -102,6 +106,7 @@ class Langevin(Transition):
     def _state(self, bridge: Bridge, z: Tensor, number: int) -> State:
         """z_number, with the terms of the kernels on either side of it."""
 
+        # A state has a kernel before it and one after it, but for the first and the last.
         def there(z: Tensor) -> Tensor | None:
             return self.forward_term(z, number) if number < bridge.num_steps else None
 

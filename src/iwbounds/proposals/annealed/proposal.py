@@ -98,6 +98,12 @@ class AnnealedProposal(ExtendedProposal):
                 "an annealed proposal takes derivatives of log_joint inside the forward, which torch.compile cannot "
                 "trace into one graph. Compile the model's modules instead."
             )
+        if torch.is_inference_mode_enabled():
+            # enable_grad does not switch inference mode off, and the tensors made in it can never be differentiated.
+            raise RuntimeError(
+                "an annealed proposal takes derivatives of log_joint even for values, which torch.inference_mode() "
+                "rules out. Use torch.no_grad() instead."
+            )
         bridge = self._bridge(log_joint)
 
         def sample(shape: tuple[int]) -> Path:

@@ -13,6 +13,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
+from iwbounds.checks import check_whole_number
+
 __all__ = ["LearnedSchedule", "LearnedStepSize", "Schedule", "StepSize", "betas_of", "check_positive", "number_at"]
 
 StepSize: TypeAlias = float | Tensor | Callable[[int], Tensor | float]
@@ -36,7 +38,7 @@ class LearnedSchedule(nn.Module):
 
     def __init__(self, num_steps: int) -> None:
         super().__init__()
-        self.logits = nn.Parameter(torch.zeros(num_steps))
+        self.logits = nn.Parameter(torch.zeros(check_whole_number("num_steps", num_steps, 1)))
 
     def forward(self) -> Tensor:
         """β_0..β_T."""
@@ -62,6 +64,7 @@ class LearnedStepSize(nn.Module):
 
     def __init__(self, initial: float | Tensor) -> None:
         super().__init__()
+        # A number takes the default dtype, as every parameter of a module does.
         start = torch.as_tensor(initial, dtype=None if isinstance(initial, Tensor) else torch.get_default_dtype())
         if not bool((start > 0).all()):
             raise ValueError(f"expected a positive initial step size; got {initial}. Pass one such as 0.05.")
@@ -96,6 +99,7 @@ def number_at(name: str, value: StepSize, step: int, z: Tensor) -> Tensor:
     Raises:
         ValueError: it does not broadcast over them, or would enlarge them.
     """
+    # as_tensor keeps the graph of a tensor that is converted.
     found = torch.as_tensor(value(step) if callable(value) else value, dtype=z.dtype, device=z.device)
     if not _fits(found.shape, z.shape):
         raise ValueError(
@@ -107,8 +111,8 @@ def number_at(name: str, value: StepSize, step: int, z: Tensor) -> Tensor:
 
 def _fits(shape: torch.Size, whole: torch.Size) -> bool:
     """Whether ``shape`` broadcasts to ``whole`` and no further."""
+    # broadcast_shapes would also accept a shape that makes the latents larger.
     last = whole[len(whole) - len(shape) :]
-    # broadcast_shapes would also accept what enlarges the latents, and the chain would grow an axis.
     return len(shape) <= len(whole) and all(one in (1, other) for one, other in zip(shape, last, strict=True))
 
 
@@ -119,7 +123,7 @@ def betas_of(schedule: Schedule | None, num_steps: int) -> Tensor:
         ValueError: not T + 1 of them.
     """
     if schedule is None:
-        # float64: the increments of a thousand steps must still add up to 1.
+        # Double, whatever the latents are: increments of 1/T are differences of nearly equal numbers.
         return torch.linspace(0.0, 1.0, num_steps + 1, dtype=torch.float64)
     found = schedule() if callable(schedule) else schedule
     betas = found if isinstance(found, Tensor) else torch.tensor(list(found), dtype=torch.float64)
