@@ -122,6 +122,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     found.add_argument("--data", choices=NAMES, default="digits")
     found.add_argument("--epochs", type=int, help="default: 60 for the digits, else 20: the VAE of papers.table1")
     found.add_argument("--images", type=int, default=40)
+    found.add_argument("--draws", type=int, default=100_000, help="to hold iw.Jackknife against the integral")
     found.add_argument("--atoms", type=int, default=4000, help="log-weights of each image")
     found.add_argument("--out", type=Path, default=Path("out") / "jackknife.png", help="where the figure goes")
     return found.parse_args(argv)
@@ -134,13 +135,13 @@ def settings_of(options: argparse.Namespace) -> Settings:
     return Settings(options.data, "VAE", 1, rates=short_rates(options.epochs or 20))
 
 
-@torch.no_grad()
 def of_images(options: argparse.Namespace) -> list[Weights]:
     """The weights of test images under the trained VAE, in float64."""
     data = load(options.data, options.folder, options.images)
     state = train(settings_of(options), data, options.checkpoints)
     torch.manual_seed(0)
-    log_w = iw.estimate(*state.model(data.test), num_samples=options.atoms, chunk_size=100).log_weights
+    with torch.no_grad():
+        log_w = iw.estimate(*state.model(data.test), num_samples=options.atoms, chunk_size=100).log_weights
     return [Weights(column) for column in log_w.double().T.numpy()]
 
 
@@ -185,7 +186,7 @@ def main(argv: Sequence[str] | None = None) -> bool:
     middle = sorted(images, key=lambda w: w.third / w.variance)[len(images) // 2]
     draw_figure({"lognormal weights, s² = 0.25": logn, f"a VAE's weights, {options.data}": middle}, options.out)
     medians = [quantiles[1] for quantiles in found["slopes_10_50_90_percent"].values()]
-    z = [monte_carlo_z(w, m) for w in (logn, images[0]) for m in ORDERS]
+    z = [monte_carlo_z(w, m, draws=options.draws) for w in (logn, images[0]) for m in ORDERS]
     return report(expected(list(found["LOGN"].values()), medians, z))
 
 

@@ -71,15 +71,14 @@ def measured_ratio(log_w: Tensor, size: int) -> Tensor:
     return every.var(0) / blocks.var(0)
 
 
-@torch.no_grad()
 def of_images(options: argparse.Namespace) -> Tensor:
     """(K, draws, images)."""
-    options.epochs = None  # the networks of papers.jackknife, under the same names
     data = load(options.data, options.folder, options.images)
     state = train(settings_of(options), data, options.checkpoints)
     torch.manual_seed(0)
     total = options.count * options.image_draws
-    log_w = iw.estimate(*state.model(data.test), num_samples=total, chunk_size=100).log_weights
+    with torch.no_grad():
+        log_w = iw.estimate(*state.model(data.test), num_samples=total, chunk_size=100).log_weights
     # Draws of one image are independent, so that any cut into sets of K is a sample of sets.
     return log_w.double().reshape(options.count, options.image_draws, -1)
 
@@ -87,6 +86,7 @@ def of_images(options: argparse.Namespace) -> Tensor:
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     found = parser(__doc__, "u_variance.json")
     found.add_argument("--data", choices=NAMES, default="digits")
+    found.add_argument("--epochs", type=int, help="of the network, which is that of papers.jackknife")
     found.add_argument("--count", type=int, default=16, help="K")
     found.add_argument("--sizes", type=int, nargs="+", default=[2, 4, 8], help="n")
     found.add_argument("--draws", type=int, default=20_000, help="of EXP")
