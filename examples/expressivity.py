@@ -64,6 +64,7 @@ class BetaVAE(Autoencoder):
     def rate_and_distortion(self, x: Tensor) -> tuple[float, float]:
         """Nats that the encoder sends, and nats that the decoder lacks: their sum is minus the ELBO, β or not."""
         q = self.posterior(x)
+        # the divergence in closed form, as no sample of it is needed
         prior = Independent(Normal(torch.zeros_like(q.mean), 1.0), 1)
         distortion = -bernoulli_log_prob(self.decoder(q.sample((20,))), x).mean()
         return kl_divergence(q, prior).mean().item(), distortion.item()
@@ -96,6 +97,7 @@ class Codes(nn.Module):
     def exact_log_likelihood(self, x: Tensor) -> Tensor:
         """log p(x) as the sum over all codes."""
         every = torch.tensor(list(itertools.product(range(self.shape[1]), repeat=self.shape[0])), device=x.device)
+        # A uniform prior makes of the sum over codes a mean over codes.
         return torch.cat(
             [iw.log_mean_exp(bernoulli_log_prob(self.decode(every)[:, None], part)) for part in x.split(50)]
         )
@@ -103,7 +105,7 @@ class Codes(nn.Module):
     @torch.no_grad()
     def perplexity(self, x: Tensor) -> float:
         """How many choices a position uses over the data, as the exponential of an entropy; at most ``choices``."""
-        share = self(x)[1].base_dist.probs.mean(0)
+        share = self(x)[1].base_dist.probs.mean(0)  # over data first: each image by itself uses one choice
         return Categorical(share).entropy().exp().mean().item()
 
 
@@ -131,9 +133,10 @@ class AutoregressiveDecoder(nn.Module):
         self.later = nn.ModuleList(MaskedConvolution(channels, channels, 3, sees_itself=True) for _ in range(layers))
         self.last = nn.Conv2d(channels, 1, 1)
         self.from_latent = nn.Linear(latent, channels)
-        self.bias = nn.Parameter(images.mean_logit.cpu())
+        self.bias = nn.Parameter(images.mean_logit.cpu())  # by pixel: a convolution does not know where it is
 
     def forward(self, z: Tensor, x: Tensor) -> Tensor:
+        # Either may have more sample axes: K draws of z for one x, or many x for one z.
         lead = torch.broadcast_shapes(z.shape[:-1], x.shape[:-1])
         image = (2 * x - 1).expand(*lead, -1).reshape(-1, 1, self.side, self.side)
         hidden = self.from_latent(z).expand(*lead, -1).reshape(len(image), -1, 1, 1)
@@ -193,7 +196,11 @@ def shared_nats(model: AutoregressiveVAE | FactorisedVAE, options: argparse.Name
     prior = Independent(Normal(torch.zeros(model.latent, device=device), 1.0), 1)
     # In the words of the hierarchy: x is the variable whose density is an integral over z, the encoder its reverse.
     pairs = iw.HierarchicalProposal(
-        prior, model.conditional, model.posterior, options.auxiliary_samples, reparameterized=False
+        prior,
+        model.conditional,
+        model.posterior,
+        options.auxiliary_samples,
+        reparameterized=False,  # x is binary
     )
     return iw.mutual_information_bounds(pairs, options.pairs, chunk_size=100)
 
@@ -205,6 +212,7 @@ def active_units(model: Autoencoder, x: Tensor) -> int:
 
 def fitted(model: nn.Module, images: Images, options: argparse.Namespace, label: str, samples: int = 1) -> nn.Module:
     """By DReG; a discrete latent by VIMCO."""
+    # A choice has no derivative: DReG would be refused.
     gradient = iw.VIMCO() if isinstance(model, Codes) else iw.DReG()
     settings = {"epochs": options.epochs, "learning_rate": options.learning_rate, "seed": options.seed, "label": label}
     fit(model.to(options.device), images, gradient, samples, **settings)
@@ -258,7 +266,7 @@ def compare_decoders(images: Images, options: argparse.Namespace) -> dict[str, A
     for name, kind in (("factorised", FactorisedVAE), ("autoregressive", AutoregressiveVAE)):
         torch.manual_seed(options.seed)
         models[name] = fitted(kind(images, options.hidden, options.latent), images, options, name)
-        nll, _ = evaluate(models[name], images.test, 100)
+        nll, _ = evaluate(models[name], images.test, 100)  # on real images; the nats below on the model's own
         found[name] = nats = shared_nats(models[name], options)
         sides = [f"{nats.lower:.2f} ± {nats.lower_error:.2f}", f"{nats.upper:.2f} ± {nats.upper_error:.2f}"]
         rows.append([name, f"{nll:.2f}", *sides, f"{active_units(models[name], images.test)} of {options.latent}"])

@@ -311,3 +311,23 @@ def test_two_layers_draw_from_the_density_that_they_state(papers):
         standard = ((code - mean) / log_scale.exp()).flatten(0, 1)
         assert standard.mean(0).abs().max() < 0.025
         assert (standard.var(0) - 1).abs().max() < 0.036
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("jackknife", ["--images", "3", "--atoms", "100", "--draws", "2000", "--epochs", "1", "--out"]),
+        ("u_variance", ["--images", "3", "--image-draws", "50", "--epochs", "1", "--draws", "5000", "--count", "4"]),
+        ("switch", ["--seeds", "0", "--epochs", "1", "--samples", "2", "--evaluation-samples", "5", "--hidden", "5"]),
+    ],
+)
+def test_each_script_trains_what_it_lacks_and_keeps_what_it_finds(papers, tmp_path, name, options, capsys):
+    """Whether figures of so short a form are as expected is no matter; that they are judged is."""
+    options = [*options, str(tmp_path / "figure.png")] if name == "jackknife" else options
+    options = [*options, "--sizes", "2"] if name == "u_variance" else options
+    where = ["--checkpoints", str(tmp_path / "c"), "--results", str(tmp_path / "r.json"), "--threads", "1"]
+    found = papers(name).main([*options, *where])
+    printed = capsys.readouterr().out
+    assert ("NO" not in printed.split("as expected")[1]) == found
+    assert (tmp_path / "r.json").stat().st_size > 100
+    assert list((tmp_path / "c").glob("digits-1-*.pt"))

@@ -38,6 +38,7 @@ class Data:
 def load(name: str, folder: Path | None = None, test_images: int = 1000) -> Data:
     """``test_images`` of the test set, evenly spaced: where the rows lie by class, every class is among them."""
     train, test = _digits() if name == "digits" else _archive(name, folder)
+    # whole-number arithmetic: linspace in float32 would repeat and skip rows
     rows = torch.arange(min(test_images, len(test))) * len(test) // min(test_images, len(test))
     grey = test[rows]
     # One binarisation of the test set for all runs, whatever their seeds.
@@ -48,7 +49,7 @@ def _digits() -> tuple[Tensor, Tensor]:
     from sklearn.datasets import load_digits
 
     grey = torch.from_numpy(load_digits().data).float() / 16
-    held_out = torch.arange(len(grey)) % 4 == 0
+    held_out = torch.arange(len(grey)) % 4 == 0  # as in the examples
     return grey[~held_out], grey[held_out]
 
 

@@ -29,7 +29,7 @@ class Figure:
     @property
     def ok(self) -> bool:
         """False for NaN."""
-        return self.low <= self.found <= self.high
+        return self.low <= self.found <= self.high  # comparisons with NaN are False
 
 
 def report(figures: Sequence[Figure]) -> bool:
@@ -41,6 +41,8 @@ def report(figures: Sequence[Figure]) -> bool:
 
 def parser(description: str, results: str) -> argparse.ArgumentParser:
     """With the options that every reproduction has."""
+    # The description is a script's docstring, whose lines are commands; and an abbreviation that is one today may not
+    # be one tomorrow, in a command that someone keeps beside a result.
     found = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )

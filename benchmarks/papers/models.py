@@ -18,7 +18,7 @@ LogJoint = Callable[[Tensor | tuple[Tensor, Tensor]], Tensor]
 def network(*sizes: int) -> nn.Sequential:
     """Linear layers with tanh between them, Glorot-uniform weights and biases of zero."""
     layers = [layer for pair in pairwise(sizes) for layer in (nn.Linear(*pair), nn.Tanh())][:-1]
-    for layer in layers[::2]:
+    for layer in layers[::2]:  # every other one is a tanh
         nn.init.xavier_uniform_(layer.weight)
         nn.init.zeros_(layer.bias)
     return nn.Sequential(*layers)
@@ -26,6 +26,7 @@ def network(*sizes: int) -> nn.Sequential:
 
 def start_at_mean(decoder: nn.Sequential, mean: Tensor) -> None:
     """The decoder's last bias at the logits of the mean image, as in the paper."""
+    # clamped: a pixel that is never inked has a logit of −inf
     decoder[-1].bias.data = mean.clamp(1e-3, 1 - 1e-3).logit()
 
 
@@ -48,6 +49,7 @@ class OneLayer(nn.Module):
         def log_joint(z: Tensor) -> Tensor:
             return diagonal_gaussian(z, 0.0, 0.0) + bernoulli_logits(self.decoder(z), x)
 
+        # Without validation: it reads every value, each step. A NaN shows in the bound.
         return log_joint, Independent(Normal(mean, log_scale.exp(), validate_args=False), 1, validate_args=False)
 
 
@@ -56,7 +58,7 @@ class TwoLayers(nn.Module):
 
     def __init__(self, mean: Tensor, hidden: int = 200, latent: int = 50) -> None:
         super().__init__()
-        near, far = 2 * latent, latent
+        near, far = 2 * latent, latent  # the paper's 100 and 50
         self.encoder = network(len(mean), hidden, hidden, 2 * near)
         self.far_encoder = network(near, hidden // 2, hidden // 2, 2 * far)
         self.near_decoder = network(far, hidden // 2, hidden // 2, 2 * near)
@@ -79,6 +81,7 @@ class TwoLayers(nn.Module):
 
         def log_prob(z: tuple[Tensor, Tensor]) -> Tensor:
             z1, z2 = z
+            # The far encoder is evaluated at the z1 that is given: a path leads from z1 into q(z2 | z1) too.
             return diagonal_gaussian(z1, near_mean, near_log_scale) + diagonal_gaussian(
                 z2, *self.far_encoder(z1).chunk(2, -1)
             )

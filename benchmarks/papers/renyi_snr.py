@@ -47,6 +47,7 @@ class Problem:
 
     def gradients(self, bound: iw.Bound, rule: iw.Gradient, count: int, replications: int) -> tuple[Tensor, Tensor]:
         """For the model's mu and the proposal's b, (replications, dimension): each replication has its own copies."""
+        # The batch axis is that of replications: one backward gives all their gradients.
         mu, b = (p.repeat(replications, 1).requires_grad_() for p in (self.mu, self.b))
         scale = torch.full_like(b, math.sqrt(2 / 3))
         q = Independent(Normal(self.x / 2 + b, scale, validate_args=False), 1, validate_args=False)
@@ -61,15 +62,17 @@ class Problem:
 def moments(gradients: Tensor) -> tuple[float, float]:
     """Norm of the mean, whose own noise is taken off, and total variance."""
     variance = gradients.var(0).sum()
+    # Left in, it would give a gradient that is pure noise an SNR of 1/√replications.
     squared = gradients.mean(0).square().sum() - variance / len(gradients)
     return squared.clamp_min(0).sqrt().item(), variance.item()
 
 
 def measure(problem: Problem, alpha: float, count: int, replications: int) -> dict[str, float]:
     """SNR of the model's gradient and, by rule, of the proposal's: of one mean, which the less noisy rule tells."""
-    bound = iw.IWAE() if alpha == 0 else iw.Renyi(alpha)
+    bound = iw.IWAE() if alpha == 0 else iw.Renyi(alpha)  # the same at 0, by its own code
     found = {}
     for name, rule in RULES.items():
+        # Both rules see the same noise, so that their difference is not of the draws.
         torch.manual_seed(count)
         size = max(1, ROWS // count)
         parts = [problem.gradients(bound, rule, count, size) for _ in range(math.ceil(replications / size))]
@@ -101,6 +104,7 @@ def main(argv: Sequence[str] | None = None) -> bool:
             rows.append([f"{alpha:g}", name, *(f"{v:.3g}" for v in values), f"{slopes[alpha, name]:+.2f}"])
     print(table(["alpha", "gradient", *(f"K = {k}" for k in COUNTS), "slope"], rows))
     keep({f"alpha {a:g}, {name}": {"slope": round(s, 3)} for (a, name), s in slopes.items()}, Path(options.results))
+    # Only IWAE's limit, log p(x), does not depend on the proposal.
     theory = {key: -0.5 if key == (0.0, "reparameterised") else 0.5 for key in slopes}
     return report(
         [Figure.near(f"slope, alpha {a:g}, {name}", s, theory[a, name], 0.15) for (a, name), s in slopes.items()]

@@ -68,6 +68,7 @@ def results_of(options: argparse.Namespace, data: Data) -> dict[tuple[str, str],
     """For each order, a result per seed. A VAE has as many samples as the IWAE: the same bound, with less noise."""
     count = options.evaluation_samples or (5000 if options.full else 1000)
     found: dict[tuple[str, str], list[dict[str, Any]]] = {order: [] for order in ORDERS}
+    # Seeds outside: an interrupted run has whole comparisons of the first seeds.
     for seed in options.seeds:
         for order in ORDERS:
             settings = settings_of(options, *order, seed)
@@ -81,6 +82,7 @@ def difference(results: dict[Any, list[dict[str, Any]]], a: Any, b: Any, key: st
     """Of each seed, a minus b."""
 
     def value(result: dict[str, Any]) -> float:
+        # a number of units per layer
         return sum(result[key]) if key == "active_units" else result[key]
 
     return [value(x) - value(y) for x, y in zip(results[a], results[b], strict=True)]
@@ -105,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> bool:
     rows = []
     for (first, then), found in results.items():
         nll, units = [r["nll"] for r in found], [sum(r["active_units"]) for r in found]
-        spread = statistics.stdev(nll) if len(nll) > 1 else float("nan")
+        spread = statistics.stdev(nll) if len(nll) > 1 else float("nan")  # one seed has none
         rows.append([f"{first} → {then}", f"{statistics.mean(nll):.2f} ± {spread:.2f}", ", ".join(map(str, units))])
     print(table(["objectives", "test NLL", "active units by seed"], rows))
     return report(expected(results))

@@ -58,6 +58,7 @@ def runs(options: argparse.Namespace) -> list[Settings]:
             count,
             options.layers,
             seed,
+            # A batch of 20 makes five times the steps of an epoch: more than the short form can afford.
             batch_size=20 if options.full else 100,
             rates=paper_rates(options.stages) if options.full else short_rates(options.epochs),
             hidden=options.hidden,
@@ -98,8 +99,10 @@ def main(argv: Sequence[str] | None = None) -> bool:
         state = train(settings, data, options.checkpoints, options.max_seconds)
         found = measure(state, data, options.evaluation_samples or (5000 if options.full else 1000))
         results[settings.name + ("-full" if options.full else "")] = found
+        # after each run, so that an interruption loses none
         keep({settings.name: found}, options.results)
     print(table(["run", "test NLL", "active", "epochs", "s"], [row(name, r) for name, r in results.items()]))
+    # Figures were found for one form; with any other options there is nothing to hold the result against.
     comparable = [options.data, options.layers, options.epochs, options.full] == ["binarized", 1, 20, False]
     if comparable and len(options.seeds) == 1 and options.objectives is None and options.samples is None:
         return report(expected(results))

@@ -94,6 +94,7 @@ class State:
 
     @classmethod
     def begin(cls, settings: Settings, data: Data) -> State:
+        # A seed of their own: parameters are the same whatever is trained on them, or drawn before.
         with forked_rng(derived_seed(settings.seed, "parameters")):
             model = MODELS[settings.layers](data.train.mean(0), settings.hidden, settings.latent)
         return cls(settings, model, _optimizer(model, settings.epsilon), [])
@@ -110,6 +111,7 @@ class State:
         os.replace(part, path)
 
     def resume(self, path: Path) -> None:
+        # weights_only: a checkpoint from elsewhere may not run code
         found = torch.load(path, weights_only=True)
         if found["settings"] != repr(self.settings):
             raise SystemExit(
@@ -145,6 +147,7 @@ def train(settings: Settings, data: Data, folder: Path, max_seconds: float = flo
         state.curve.append(_epoch(state, data, *plan[epoch], epoch))
         state.seconds += time.monotonic() - begin
         bar.set_postfix(bound=f"{state.curve[-1]:.2f}")
+        # Each epoch of the digits takes milliseconds: a file for each would be most of the work.
         if time.monotonic() - saved > 60:
             state.save(path)
             saved = time.monotonic()
@@ -156,6 +159,7 @@ def train(settings: Settings, data: Data, folder: Path, max_seconds: float = flo
 
 def _epoch(state: State, data: Data, objective: str, rate: float, epoch: int) -> float:
     bound, gradient = OBJECTIVES[objective]
+    # Set by hand, not by a scheduler: a checkpoint then has no state of a schedule, only the number of its epochs.
     for group in state.optimizer.param_groups:
         group["lr"] = rate
     values = []
@@ -166,11 +170,13 @@ def _epoch(state: State, data: Data, objective: str, rate: float, epoch: int) ->
             (-estimate.value.mean()).backward()
             state.optimizer.step()
             values.append(estimate.value.detach())
+    # over data, not over batches: the last batch may be smaller
     return torch.cat(values).mean().item()
 
 
 def measure(state: State, data: Data, num_samples: int) -> dict[str, Any]:
     """Test NLL with its error, active units, and all that is needed to have them again."""
+    # One seed for all models: they are compared on the same noise.
     report = iw.evaluate(state.model, data.test, num_samples=num_samples, seed=0, progress=False)
     return {
         "nll": round(report.nll, 3),
@@ -191,6 +197,7 @@ def measure(state: State, data: Data, num_samples: int) -> dict[str, Any]:
 
 def keep(results: dict[str, Any], path: Path) -> None:
     """Add to the results that ``path`` has, by name."""
+    # Read anew each time: another process may have added a run of its own.
     found = json.loads(path.read_text()) if path.exists() else {}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(found | results, indent=1, sort_keys=True, ensure_ascii=False) + "\n")

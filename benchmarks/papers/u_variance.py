@@ -42,10 +42,11 @@ def gamma_rule(shape: int) -> tuple[np.ndarray, np.ndarray]:
 def projection_variance(size: int, c: int) -> float:
     """ζ_c of log mean of ``size`` exponential weights."""
     s, p = gamma_rule(c)
-    if c == size:
+    if c == size:  # all weights are given: nothing is left to average over
         values = np.log(s)
     else:
         rest, weight = gamma_rule(size - c)
+        # in parts: the whole table of sums would take 128 MB
         values = np.array([np.log(part[:, None] + rest) @ weight for part in np.split(s, _NODES)]).ravel()
     mean = p @ values
     return float(p @ (values - mean) ** 2)
@@ -65,25 +66,27 @@ def exponential(count: int, draws: int) -> Tensor:
 
 def measured_ratio(log_w: Tensor, size: int) -> Tensor:
     """Variances over axis 1 of (K, draws, …), each relative to that of the blocks."""
+    # Of the same draws: what their noise has in common leaves the ratio.
     blocks, every = (bound(log_w) for bound in (iw.MIWAE(len(log_w) // size), iw.UStatistic(size)))
     return every.var(0) / blocks.var(0)
 
 
-@torch.no_grad()
 def of_images(options: argparse.Namespace) -> Tensor:
     """(K, draws, images)."""
-    options.epochs = None
     data = load(options.data, options.folder, options.images)
     state = train(settings_of(options), data, options.checkpoints)
     torch.manual_seed(0)
     total = options.count * options.image_draws
-    log_w = iw.estimate(*state.model(data.test), num_samples=total, chunk_size=100).log_weights
+    with torch.no_grad():
+        log_w = iw.estimate(*state.model(data.test), num_samples=total, chunk_size=100).log_weights
+    # Draws of one image are independent, so that any cut into sets of K is a sample of sets.
     return log_w.double().reshape(options.count, options.image_draws, -1)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     found = parser(__doc__, "u_variance.json")
     found.add_argument("--data", choices=NAMES, default="digits")
+    found.add_argument("--epochs", type=int, help="of the network, which is that of papers.jackknife")
     found.add_argument("--count", type=int, default=16, help="K")
     found.add_argument("--sizes", type=int, nargs="+", default=[2, 4, 8], help="n")
     found.add_argument("--draws", type=int, default=20_000, help="of EXP")

@@ -48,6 +48,7 @@ class Row:
 
 def exact_discrete_gradient(alpha: float, num_samples: int) -> Tensor:
     """Of the sum over all tuples, their probabilities included."""
+    # Through the probabilities of the tuples as well as through the weights: nothing is left out of ∂E.
     logits = LOGITS.clone().requires_grad_()
     log_q = logits.log_softmax(0)
     tuples = torch.tensor(list(itertools.product(range(3), repeat=num_samples)))
@@ -76,6 +77,7 @@ def pyros(alpha: float, num_samples: int, replications: int) -> Tensor:
     pyro.clear_param_store()
     # Only what the parameter store knows makes Pyro call backward.
     logits = pyro.param("logits", LOGITS.repeat(replications, 1))
+    # Pyro wants densities: a likelihood of x = 1 that gives the joint above, for a uniform prior.
     prior, likelihood = torch.full((3,), 1 / 3, dtype=torch.float64), 3 * LOG_JOINT.exp()
 
     def model() -> None:
@@ -131,10 +133,12 @@ def gaussian_gradients(rule: str) -> tuple[Tensor, Tensor]:
         return phi[0] + phi[1].exp() * noise
 
     if rule == "iw.DReG()":
+        # A proposal whose draws are the nodes: the expectation is then a weighted sum over the batch.
         proposal = iw.Proposal(sample, lambda z: Normal(phi[0], phi[1].exp()).log_prob(z))
         value = iw.estimate(log_joint, proposal, iw.IWAE(), iw.DReG(), num_samples=2).value
     else:
         z = sample((2,))
+        # What copies of the doubly reparameterised gradient have: log q at fixed parameters, and squared weights.
         fixed = Normal(*(p.detach() for p in (phi[0], phi[1].exp())))
         if rule == "squared weights":
             log_w = log_joint(z) - fixed.log_prob(z)
@@ -146,6 +150,7 @@ def gaussian_gradients(rule: str) -> tuple[Tensor, Tensor]:
 
 
 def gaussian_rows() -> list[Row]:
+    # The plain reparameterised gradient of a weighted sum is the derivative of the expectation itself.
     exact = gaussian_gradients("autograd")
     rows = []
     for rule in ("iw.DReG()", "squared weights"):
