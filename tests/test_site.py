@@ -74,7 +74,12 @@ def test_the_index_of_the_reference_has_a_sentence_for_each_name():
 
 def test_every_example_has_a_page_in_the_gallery():
     scripts = {path.stem for path in (ROOT / "examples").glob("[a-z]*.py")}
-    assert scripts == extension("gallery").pages().keys() - {"index"}
+    pages = extension("gallery").pages()
+    assert scripts == pages.keys() - {"index", "recipes"}
+    recipes = {path.name for path in (ROOT / "examples" / "recipes").glob("*.py")}
+    assert recipes == set(
+        re.findall(r"^```\{literalinclude\} \.\./\.\./examples/recipes/(\S+)", pages["recipes"], re.M)
+    )
 
 
 def test_links_that_leave_the_docs_are_made_absolute():

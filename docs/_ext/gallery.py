@@ -17,13 +17,24 @@ EXAMPLES = ROOT / "examples"
 # Where the name of the script is not what a reader looks for.
 TITLES = {
     "digits": "Handwritten digits",
+    "annealed": "Annealed chains",
+    "distributed": "Several processes",
     "evaluate": "An evidence report",
+    "expressivity": "What latents are for",
     "imputation": "Missing pixels",
+    "lab": "A lesson on MNIST",
     "laplace": "Laplace as a mixture",
     "semi_implicit_digits": "Semi-implicit posterior",
     "sigmoid_belief_net": "Binary latents",
     "snr": "Signal-to-noise ratios",
 }
+RECIPES = """:::{grid-item-card} Recipes
+:link: recipes
+:link-type: doc
+
+One thing each, in fewer than 60 lines: other libraries, compiled and mixed-precision training, models of several kinds.
+:::
+"""
 
 
 def summaries(readme: str) -> dict[str, str]:
@@ -69,6 +80,18 @@ def index_page(cards: str, names: list[str]) -> str:
     )
 
 
+def recipes_page() -> str:
+    """The recipes on one page: what the README says of them, then each program under its own heading."""
+    readme = (EXAMPLES / "recipes" / "README.md").read_text()
+    names = re.findall(r"^\| \[`(\w+)\.py`\]", readme, re.MULTILINE)
+    # The README's links to the programs lead to their headings here, and the one to an example to its page.
+    readme = re.sub(r"\]\((\w+)\.py\)", lambda found: f"](#{found[1].replace('_', '-')})", readme)
+    readme = readme.replace("](../imputation.py)", "](imputation.md)")
+    shown = "## {title}\n\n```{{literalinclude}} ../../examples/recipes/{name}.py\n:language: python\n```\n"
+    programs = [shown.format(title=name.replace("_", " ").capitalize(), name=name) for name in names]
+    return readme + "\n" + "\n".join(programs)
+
+
 def pages() -> dict[str, str]:
     """Name of a page to its text: an index, and one page for each script that the README has in its table."""
     readme = (EXAMPLES / "README.md").read_text()
@@ -77,7 +100,8 @@ def pages() -> dict[str, str]:
         script.removesuffix(".py"): example_page(script, about, texts.get(script, "")) for script, about in told.items()
     }
     cards = "\n".join(card(script, about, texts.get(script, "")) for script, about in told.items())
-    return {"index": index_page(cards, list(found))} | found
+    cards += f"\n{RECIPES}"
+    return {"index": index_page(cards, [*found, "recipes"]), "recipes": recipes_page()} | found
 
 
 def write(app: Sphinx) -> None:
