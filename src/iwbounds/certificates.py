@@ -22,8 +22,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from iwbounds.logspace import promoted
-from iwbounds.logspace.mean import log_mean_exp_with_weights
+from iwbounds.logspace.mean import log_mean_exp_with_weights, promoted
 
 __all__ = ["BettingCertificate", "check_confidence", "lower_confidence_bound", "mean_confidence_bound"]
 

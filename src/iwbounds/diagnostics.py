@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from iwbounds.logspace import finite_maximum, normalized_weights, promoted
+from iwbounds.logspace.mean import finite_maximum, normalized_weights, promoted
 
 __all__ = [
     "effective_sample_size",

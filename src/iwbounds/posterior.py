@@ -12,7 +12,7 @@ from torch import Tensor
 
 from iwbounds.checks import Latents, map_latents
 from iwbounds.diagnostics import generalized_pareto, tail_size
-from iwbounds.logspace import finite_maximum, normalized_weights, promoted
+from iwbounds.logspace.mean import finite_maximum, normalized_weights, promoted
 
 __all__ = [
     "Expectation",

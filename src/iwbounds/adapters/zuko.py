@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from iwbounds.proposals import Proposal
+from iwbounds.proposals.base import Proposal
 from iwbounds.proposals.distributions import has_path
 
 __all__ = ["from_flow"]

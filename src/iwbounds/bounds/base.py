@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from iwbounds.logspace import leave_one_out_log_mean_exp, leave_one_out_mean, promoted
+from iwbounds.logspace.leave_one_out import leave_one_out_log_mean_exp, leave_one_out_mean
+from iwbounds.logspace.mean import promoted
 
 __all__ = ["Bound", "Derivatives", "Direction", "refuse_final", "reset_shortcuts"]
 

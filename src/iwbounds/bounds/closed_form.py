@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from iwbounds.bounds.base import Bound, Derivatives
-from iwbounds.logspace import finite_maximum
 from iwbounds.logspace.log_sums import LogSums
+from iwbounds.logspace.mean import finite_maximum
 
 __all__ = ["ClosedForm"]
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from iwbounds.bounds.base import Direction
 from iwbounds.bounds.power_mean import PowerMean
 from iwbounds.checks import check_real
-from iwbounds.logspace import promoted
+from iwbounds.logspace.mean import promoted
 
 __all__ = ["CUBO"]
 

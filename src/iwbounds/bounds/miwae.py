@@ -11,14 +11,9 @@ from torch import Tensor
 
 from iwbounds.bounds.base import Bound, Derivatives, Direction
 from iwbounds.checks import check_whole_number
-from iwbounds.logspace import (
-    leave_one_out_log_mean_exp,
-    leave_one_out_mean,
-    log_mean_exp,
-    log_mean_exp_with_weights,
-    power_mean_replacing_each,
-    sample_mean,
-)
+from iwbounds.logspace.leave_one_out import leave_one_out_log_mean_exp, leave_one_out_mean
+from iwbounds.logspace.mean import log_mean_exp, log_mean_exp_with_weights
+from iwbounds.logspace.power import power_mean_replacing_each, sample_mean
 
 __all__ = ["MIWAE", "BlockAverage"]
 

@@ -12,17 +12,15 @@ import torch
 from torch import Tensor
 
 from iwbounds.bounds.base import Bound, Derivatives
-from iwbounds.logspace import (
-    leave_one_out_log_mean_exp,
-    log_mean_exp,
-    log_mean_exp_with_weights,
+from iwbounds.logspace.leave_one_out import leave_one_out_log_mean_exp
+from iwbounds.logspace.mean import log_mean_exp, log_mean_exp_with_weights, served_by_kernel
+from iwbounds.logspace.power import (
     log_power_mean,
     power_mean_replacing_each,
+    power_path_weights,
     power_weights,
     sample_mean,
-    served_by_kernel,
 )
-from iwbounds.logspace.power import power_path_weights
 
 __all__ = ["PowerMean"]
 
@@ -108,7 +106,7 @@ class PowerMean(Bound):
 
     def _by_kernel(self, log_w: Tensor, path: bool) -> Derivatives:
         # Imported here, as it brings Triton along, which takes 0.2 s and is of use on a GPU alone.
-        from iwbounds.kernels import fused_bound
+        from iwbounds.kernels.fused import fused_bound
 
         found = fused_bound(log_w, self.power, self.elbo_part, path=path)
         return Derivatives(found.value, found.model, found.path)

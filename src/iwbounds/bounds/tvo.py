@@ -14,7 +14,7 @@ from torch import Tensor
 
 from iwbounds.bounds.base import Bound, Derivatives, Direction
 from iwbounds.checks import check_real, check_whole_number
-from iwbounds.logspace import finite_maximum
+from iwbounds.logspace.mean import finite_maximum
 from iwbounds.logspace.power import tempered_derivatives, tempered_mean, tempered_mean_replacing_each
 
 __all__ = ["EUBO", "TVO", "Tempered", "log_spaced_partition"]

@@ -17,15 +17,16 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torch.nn.parallel import DistributedDataParallel
 
-from iwbounds.bounds import IWAE, Bound
+from iwbounds.bounds.base import Bound
+from iwbounds.bounds.iwae import IWAE
 from iwbounds.checks import Latents, check_latents, check_whole_number, latent_leaves, map_latents
 from iwbounds.engine.chunks import run_in_two_passes
 from iwbounds.engine.estimate import run
 from iwbounds.engine.ranks import Ranks
 from iwbounds.engine.request import DEFAULT_NUM_SAMPLES, Request, complete
 from iwbounds.engine.result import Estimate
-from iwbounds.gradients import Gradient
-from iwbounds.proposals import ExtendedProposal, LogJoint, Proposal
+from iwbounds.gradients.base import Gradient
+from iwbounds.proposals.base import ExtendedProposal, LogJoint, Proposal
 
 __all__ = ["DEFAULT_LIVE_SAMPLES", "Model", "accumulate", "batch_slices"]
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,10 +20,12 @@ from torch.utils.checkpoint import checkpoint
 from iwbounds.checks import Latents, latent_leaves, map_latents
 from iwbounds.engine.autograd import attach, compiling, first_pass
 from iwbounds.engine.evaluate import Channels, Evaluated, evaluate
-from iwbounds.engine.request import Request
 from iwbounds.engine.result import Estimate
 from iwbounds.engine.samples import Block, blocks, chunks, random_states, restored, split
-from iwbounds.gradients import Coefficients
+from iwbounds.gradients.base import Coefficients
+
+if TYPE_CHECKING:
+    from iwbounds.engine.request import Request  # for annotations alone, so that no chain of imports grows
 
 __all__ = ["evaluate_in_chunks", "run_in_two_passes"]
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from iwbounds.bounds import IWAE, Bound
+from iwbounds.bounds.base import Bound
+from iwbounds.bounds.iwae import IWAE
 from iwbounds.checks import Latents, check_latents, latent_leaves, map_latents
 from iwbounds.engine.autograd import attach, first_pass
 from iwbounds.engine.chunks import evaluate_in_chunks
@@ -19,8 +20,8 @@ from iwbounds.engine.ranks import Ranks
 from iwbounds.engine.request import Request, complete
 from iwbounds.engine.resampling import resampled
 from iwbounds.engine.result import Estimate
-from iwbounds.gradients import Coefficients, Gradient
-from iwbounds.proposals import ExtendedProposal, LogJoint, Proposal
+from iwbounds.gradients.base import Coefficients, Gradient
+from iwbounds.proposals.base import ExtendedProposal, LogJoint, Proposal
 
 __all__ = ["estimate"]
 

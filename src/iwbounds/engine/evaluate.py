@@ -8,7 +8,7 @@ latents depends on which of the three coefficients differ; :func:`evaluate` pick
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -30,10 +30,13 @@ from iwbounds.engine.autograd import (
     times,
     with_ratio,
 )
-from iwbounds.engine.request import Request, cannot
-from iwbounds.gradients import Coefficients, Lesson
-from iwbounds.proposals import LogProb, PriorAndLikelihood, Proposal
-from iwbounds.proposals.prior import checked_like, retraced
+from iwbounds.gradients.base import Coefficients
+from iwbounds.gradients.lesson import Lesson
+from iwbounds.proposals.base import LogProb, Proposal, cannot
+from iwbounds.proposals.prior import PriorAndLikelihood, checked_like, retraced
+
+if TYPE_CHECKING:
+    from iwbounds.engine.request import Request  # for annotations alone, so that no chain of imports grows
 
 __all__ = ["Channels", "Evaluated", "evaluate"]
 

@@ -9,14 +9,20 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from iwbounds.bounds import ELBO, IWAE, Bound, Direction
+from iwbounds.bounds.base import Bound, Direction
+from iwbounds.bounds.elbo import ELBO
+from iwbounds.bounds.iwae import IWAE
 from iwbounds.checks import Latents, check_latents, check_structure, check_whole_number, latent_leaves, map_latents
 from iwbounds.engine.autograd import compiling, refuse_transforms
 from iwbounds.engine.ranks import BOUND, LEVEL, SHIFT, Ranks
-from iwbounds.gradients import VIMCO, Coefficients, DReG, Gradient, Reparameterized, ScoreFunction
-from iwbounds.proposals import ExtendedProposal, LogJoint, PriorAndLikelihood, Proposal, as_proposal
+from iwbounds.gradients.base import Coefficients, Gradient
+from iwbounds.gradients.reparameterized import DReG, Reparameterized
+from iwbounds.gradients.score import VIMCO, ScoreFunction
+from iwbounds.proposals.base import ExtendedProposal, LogJoint, Proposal, cannot
+from iwbounds.proposals.distributions import as_proposal
+from iwbounds.proposals.prior import PriorAndLikelihood
 
-__all__ = ["DEFAULT_NUM_SAMPLES", "Request", "cannot", "complete"]
+__all__ = ["DEFAULT_NUM_SAMPLES", "Request", "complete"]
 
 DEFAULT_NUM_SAMPLES = 64
 
@@ -351,14 +357,6 @@ def _refuse_parts(proposal: Proposal, **options: int | None) -> None:
             "(needs_own_samples: it recognises them, or has their inverse from a cache). Drop "
             f"{used}, or give it a density that can be evaluated anywhere (cache_size=0)."
         )
-
-
-def cannot(proposal: Proposal, what: str, error: NotImplementedError) -> str:
-    """For a class that leaves a method out."""
-    return (
-        f"expected a proposal that can be sampled and has a log_prob; {proposal.name} cannot {what}"
-        f"{f' ({error})' if str(error) else ''}. Wrap callables of your own: iwbounds.Proposal(sample=…, log_prob=…)."
-    )
 
 
 # Which gradients fit.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from iwbounds.checks import Latents, map_latents
-from iwbounds.gradients import Coefficients
+from iwbounds.gradients.base import Coefficients
 
 __all__ = ["copy_probabilities", "resampled", "resampling_variance", "systematic_indices"]
 

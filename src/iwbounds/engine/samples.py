@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -20,7 +20,9 @@ from torch.utils.checkpoint import checkpoint
 
 from iwbounds.checks import Latents, check_whole_number, latent_leaves, map_latents
 from iwbounds.engine.autograd import compiling
-from iwbounds.engine.request import Request
+
+if TYPE_CHECKING:
+    from iwbounds.engine.request import Request  # for annotations alone, so that no chain of imports grows
 
 __all__ = ["Block", "Chunk", "blocks", "chunks", "random_states", "restored", "split"]
 

@@ -13,8 +13,8 @@ from iwbounds.checks import check_whole_number
 from iwbounds.engine import estimate
 from iwbounds.evidence.progress import Progress
 from iwbounds.evidence.weighted import Weighted
-from iwbounds.logspace import log_mean_exp
-from iwbounds.proposals import ExtendedProposal, LogJoint, Proposal
+from iwbounds.logspace.mean import log_mean_exp
+from iwbounds.proposals.base import ExtendedProposal, LogJoint, Proposal
 
 __all__ = ["CertifiedEvidence", "certify"]
 

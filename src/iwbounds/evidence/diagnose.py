@@ -11,14 +11,18 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from iwbounds.bounds import ELBO, IWAE, Bound
+from iwbounds.bounds.base import Bound
+from iwbounds.bounds.elbo import ELBO
+from iwbounds.bounds.iwae import IWAE
 from iwbounds.bounds.jackknife import Jackknife
 from iwbounds.checks import Latents, map_latents
 from iwbounds.diagnostics import effective_sample_size, pareto_k, pareto_k_threshold
 from iwbounds.engine import estimate
 from iwbounds.evidence.weighted import Weighted
-from iwbounds.gradients import VIMCO, DReG, Gradient, Reparameterized, ScoreFunction
-from iwbounds.proposals import ExtendedProposal, LogJoint, Proposal
+from iwbounds.gradients.base import Gradient
+from iwbounds.gradients.reparameterized import DReG, Reparameterized
+from iwbounds.gradients.score import VIMCO, ScoreFunction
+from iwbounds.proposals.base import ExtendedProposal, LogJoint, Proposal
 
 __all__ = ["Diagnosis", "Row", "diagnose", "gradient_snr"]
 
@@ -92,7 +96,7 @@ class Diagnosis:
 
     def plot(self, axes: Any = None) -> Any:
         """Bounds and signal-to-noise ratios against K (matplotlib): see :func:`iwbounds.plots.plot_diagnosis`."""
-        from iwbounds.plots import plot_diagnosis  # a higher floor, and an optional dependency
+        from iwbounds.plots.diagnosis import plot_diagnosis
 
         return plot_diagnosis(self, axes)
 

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.nn.parallel import DistributedDataParallel
 
-from iwbounds.bounds import IWAE, Bound, Direction
+from iwbounds.bounds.base import Bound, Direction
+from iwbounds.bounds.iwae import IWAE
 from iwbounds.certificates import check_confidence
 from iwbounds.checks import Latents, check_whole_number, latent_leaves, map_latents
 from iwbounds.engine.ranks import Ranks
@@ -27,7 +28,7 @@ from iwbounds.evidence.progress import Progress
 from iwbounds.evidence.report import EvidenceReport
 from iwbounds.evidence.state import Plan, State, Sums, fingerprint
 from iwbounds.evidence.weighted import Weighted
-from iwbounds.proposals import ExtendedProposal, LogJoint, Proposal
+from iwbounds.proposals.base import ExtendedProposal, LogJoint, Proposal
 
 __all__ = ["evaluate"]
 

@@ -21,7 +21,7 @@ from iwbounds.diagnostics import tail_size
 from iwbounds.evidence.weighted import Weighted
 from iwbounds.logspace.mean import finite_or_zero
 from iwbounds.posterior import Expectation, check_values, expanded, pareto_smoothed_tail, take_samples, without_error
-from iwbounds.proposals import ExtendedProposal, LogJoint, Proposal
+from iwbounds.proposals.base import ExtendedProposal, LogJoint, Proposal
 
 __all__ = ["posterior_expectation"]
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from iwbounds.diagnostics import effective_sample_size, pareto_k, pareto_k_threshold
-from iwbounds.engine import Estimate
+from iwbounds.engine.result import Estimate
 
 __all__ = ["Health", "HealthMonitor", "UnhealthyWeights", "check_health"]
 

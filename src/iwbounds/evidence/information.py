@@ -16,8 +16,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from iwbounds.bounds import Direction
-from iwbounds.proposals import HierarchicalProposal
+from iwbounds.bounds.base import Direction
+from iwbounds.proposals.hierarchical.proposal import HierarchicalProposal
 
 __all__ = ["Interval", "entropy_bounds", "mutual_information_bounds"]
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from iwbounds.bounds import Direction
+from iwbounds.bounds.base import Direction
 from iwbounds.certificates import mean_confidence_bound
 from iwbounds.diagnostics import pareto_k_threshold
 from iwbounds.evidence.streaming import StreamingWeights
@@ -229,7 +229,7 @@ class EvidenceReport:
 
     def plot(self, axes: Any = None) -> Any:
         """The report as a figure (matplotlib): see :func:`iwbounds.plots.plot_report`."""
-        from iwbounds.plots import plot_report  # a higher floor, and an optional dependency
+        from iwbounds.plots.report import plot_report
 
         return plot_report(self, axes)
 

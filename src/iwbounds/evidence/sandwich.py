@@ -26,13 +26,14 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torch.nn.functional import logsigmoid
 
-from iwbounds.bounds import IWAE, Direction
+from iwbounds.bounds.base import Direction
+from iwbounds.bounds.iwae import IWAE
 from iwbounds.bounds.reverse import ReverseIWAE
 from iwbounds.certificates import check_confidence, lower_confidence_bound
 from iwbounds.checks import Latents, check_latents, check_whole_number
 from iwbounds.evidence.weighted import Weighted
-from iwbounds.logspace import finite_maximum, log_mean_exp
-from iwbounds.proposals import ExtendedProposal, LogJoint, Proposal
+from iwbounds.logspace.mean import finite_maximum, log_mean_exp
+from iwbounds.proposals.base import ExtendedProposal, LogJoint, Proposal
 
 __all__ = ["Sandwich", "Side", "sandwich"]
 
@@ -102,7 +103,7 @@ class Sandwich:
 
     def plot(self, axes: Any = None) -> Any:
         """The sides with their errors and certificates (matplotlib): see :func:`iwbounds.plots.plot_sandwich`."""
-        from iwbounds.plots import plot_sandwich  # a higher floor, and an optional dependency
+        from iwbounds.plots.sandwich import plot_sandwich
 
         return plot_sandwich(self, axes)
 

@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from iwbounds.bounds import IWAE, Bound
+from iwbounds.bounds.base import Bound
+from iwbounds.bounds.iwae import IWAE
 from iwbounds.diagnostics import tail_size
 from iwbounds.evidence.batches import Batch
 from iwbounds.evidence.report import EvidenceReport, write_atomically
 from iwbounds.evidence.streaming import StreamingWeights
-from iwbounds.logspace import log_mean_exp
+from iwbounds.logspace.mean import log_mean_exp
 from iwbounds.seeding import derived_seed, forked_rng
 
 __all__ = ["Plan", "State", "Sums", "fingerprint", "merged"]

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from iwbounds.diagnostics import pareto_k_of_largest, tail_size
-from iwbounds.logspace import finite_maximum, promoted
-from iwbounds.logspace.mean import finite_or_zero
+from iwbounds.logspace.mean import finite_maximum, finite_or_zero, promoted
 
 __all__ = ["StreamingWeights"]
 

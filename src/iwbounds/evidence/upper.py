@@ -6,10 +6,12 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from iwbounds.bounds import IWAE, Direction
+from iwbounds.bounds.base import Direction
+from iwbounds.bounds.iwae import IWAE
 from iwbounds.checks import Latents, check_log_joint, map_latents
-from iwbounds.engine import Estimate
-from iwbounds.proposals import ExtendedProposal, LogJoint, Proposal, as_proposal
+from iwbounds.engine.result import Estimate
+from iwbounds.proposals.base import ExtendedProposal, LogJoint, Proposal
+from iwbounds.proposals.distributions import as_proposal
 
 __all__ = ["upper_bound"]
 

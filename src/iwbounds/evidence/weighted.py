@@ -11,7 +11,8 @@ from torch.distributions import Distribution
 
 from iwbounds.checks import Latents, check_latents, latent_leaves, map_latents
 from iwbounds.engine import estimate
-from iwbounds.proposals import ExtendedProposal, LogJoint, Proposal, as_proposal
+from iwbounds.proposals.base import ExtendedProposal, LogJoint, Proposal
+from iwbounds.proposals.distributions import as_proposal
 
 __all__ = ["Weighted", "latents_in_chunks"]
 

@@ -10,10 +10,11 @@ from typing import final
 import torch
 from torch import Tensor
 
-from iwbounds.bounds import IWAE, Bound
+from iwbounds.bounds.base import Bound
 from iwbounds.checks import check_real
 from iwbounds.gradients.base import Coefficients, EvaluatedTogether
-from iwbounds.logspace import finite_maximum, finite_or_zero, served_by_kernel, weights_and_rest
+from iwbounds.logspace.leave_one_out import weights_and_rest
+from iwbounds.logspace.mean import finite_maximum, finite_or_zero, served_by_kernel
 
 __all__ = ["OVIS", "VIMCO", "RunningMean", "ScoreFunction"]
 
@@ -164,7 +165,7 @@ class VIMCO(EvaluatedTogether):
     def _of_iwae(self, bound: Bound, log_w: Tensor) -> tuple[Tensor, Coefficients]:
         """L − L₋ₖ is −log(1 − w̃ₖ) + log(1 − 1/K), which keeps the digits that the difference loses at large K."""
         if served_by_kernel(log_w):
-            from iwbounds.kernels import fused_vimco
+            from iwbounds.kernels.fused import fused_vimco
 
             found = fused_vimco(log_w, geometric=self.geometric)
             return found.value, Coefficients(model=found.model, score=found.score)
@@ -219,8 +220,8 @@ class OVIS(EvaluatedTogether):
             raise ValueError(f"expected gamma in [0, 1]; got {self.gamma}. 0 is unbiased.")
 
     def check(self, bound: Bound) -> None:
-        # The formula uses c = w̃; Renyi(0) is the same function, but says it in another class.
-        if type(bound) is not IWAE:
+        # The formula uses c = w̃. Asked of the function, not of the class: Renyi(0) is IWAE under another name.
+        if bound.power_mean != (1.0, 0.0):
             raise ValueError(f"{self!r} is derived for IWAE alone; got {bound!r}. Use VIMCO() for other bounds.")
 
     def evaluate(self, bound: Bound, log_w: Tensor) -> tuple[Tensor, Coefficients]:

@@ -7,10 +7,10 @@ from typing import final
 
 from torch import Tensor
 
-from iwbounds.bounds import Bound
+from iwbounds.bounds.base import Bound
 from iwbounds.gradients.base import Coefficients, EvaluatedTogether
 from iwbounds.gradients.reparameterized import refuse_jumps
-from iwbounds.logspace import normalized_weights
+from iwbounds.logspace.mean import normalized_weights
 
 __all__ = ["DReGWake", "Wake"]
 

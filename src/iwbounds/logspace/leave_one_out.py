@@ -50,7 +50,7 @@ def leave_one_out_log_mean_exp(x: Tensor, dim: int = 0) -> Tensor:
     if x.shape[dim] < 2:
         raise ValueError(f"expected at least 2 samples along axis {dim} to leave one out; got shape {tuple(x.shape)}.")
     if mean.served_by_kernel(x):
-        from iwbounds.kernels import fused_leave_one_out_log_mean_exp
+        from iwbounds.kernels.functions import fused_leave_one_out_log_mean_exp
 
         return fused_leave_one_out_log_mean_exp(x, dim)
     return plain_leave_one_out(x, dim)

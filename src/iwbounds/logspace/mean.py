@@ -115,7 +115,7 @@ def log_mean_exp(x: Tensor, dim: int = 0) -> Tensor:
     x = promoted(x, dim)
     if served_by_kernel(x):
         # Here, not above: the import brings Triton along, 0.2 s that a CPU has no use for.
-        from iwbounds.kernels import fused_log_mean_exp
+        from iwbounds.kernels.functions import fused_log_mean_exp
 
         return fused_log_mean_exp(x, dim)
     return plain_log_mean_exp(x, dim)
@@ -125,7 +125,7 @@ def served_by_kernel(x: Tensor) -> bool:
     """Whether ``x`` is where the fused kernels serve by themselves: on a GPU, where Triton is, in eager code."""
     if not x.is_cuda:
         return False
-    from iwbounds.kernels import runs_kernel
+    from iwbounds.kernels.dispatch import runs_kernel
 
     return runs_kernel(x)
 

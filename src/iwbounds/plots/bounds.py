@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from iwbounds.bounds import IWAE, Bound, Direction
-from iwbounds.logspace import promoted
+from iwbounds.bounds.base import Bound, Direction
+from iwbounds.bounds.iwae import IWAE
+from iwbounds.logspace.mean import promoted
 from iwbounds.plots.style import BLACK, BLUE, GREEN, ORANGE, VERMILION, axes_for, plain
 
 __all__ = ["plot_bound"]

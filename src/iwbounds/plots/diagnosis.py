@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from iwbounds.plots.style import BLACK, BLUE, GREEN, ORANGE, VERMILION, axes_for, plain
 
 if TYPE_CHECKING:
-    from iwbounds.evidence import Diagnosis
+    from iwbounds.evidence.diagnose import Diagnosis
 
 __all__ = ["plot_diagnosis", "plot_snr"]
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from iwbounds.plots.style import BLACK, BLUE, K_HAT, VERMILION, axes_for, plain
 
 if TYPE_CHECKING:
-    from iwbounds.evidence import EvidenceReport
+    from iwbounds.evidence.report import EvidenceReport
 
 __all__ = ["plot_report"]
 

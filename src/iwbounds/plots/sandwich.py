@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from iwbounds.plots.style import BLACK, BLUE, VERMILION, axes_for, plain
 
 if TYPE_CHECKING:
-    from iwbounds.evidence import Sandwich
+    from iwbounds.evidence.sandwich import Sandwich
 
 __all__ = ["plot_sandwich"]
 

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from iwbounds.diagnostics import effective_sample_size, generalized_pareto, pareto_k, pareto_k_threshold, tail_size
-from iwbounds.logspace import promoted
-from iwbounds.logspace.mean import log_mean_exp_with_weights
+from iwbounds.logspace.mean import log_mean_exp_with_weights, promoted
 from iwbounds.plots.style import BLACK, BLUE, K_HAT, VERMILION, axes_for, plain
 
 __all__ = ["plot_weights"]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from iwbounds.checks import Latents, check_structure, latent_leaves, map_latents
 
-__all__ = ["ExtendedProposal", "LogJoint", "LogProb", "Proposal"]
+__all__ = ["ExtendedProposal", "LogJoint", "LogProb", "Proposal", "cannot"]
 
 LogJoint: TypeAlias = Callable[[Latents], Tensor]
 """The user's log p(x, z): latents to ``(K, *batch)`` nats."""
@@ -138,6 +138,14 @@ class Proposal:
                 f"drawn; got {other[0]} for one. Only parts with reparameterized=None have no log-density."
             )
         return parts
+
+
+def cannot(proposal: Proposal, what: str, error: NotImplementedError) -> str:
+    """For a class that leaves a method out."""
+    return (
+        f"expected a proposal that can be sampled and has a log_prob; {proposal.name} cannot {what}"
+        f"{f' ({error})' if str(error) else ''}. Wrap callables of your own: iwbounds.Proposal(sample=…, log_prob=…)."
+    )
 
 
 class ExtendedProposal(ABC):

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from iwbounds.logspace import log_mean_exp
+from iwbounds.logspace.mean import log_mean_exp
 
 __all__ = ["EProcess", "check_alpha", "guesses", "stakes", "symmetric_bets"]
 

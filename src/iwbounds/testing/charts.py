@@ -25,7 +25,7 @@ from torch.distributions.transforms import identity_transform
 from torch.nn.functional import logsigmoid
 
 from iwbounds.checks import Latents, latent_leaves, map_latents
-from iwbounds.proposals import Proposal
+from iwbounds.proposals.base import Proposal
 from iwbounds.testing.densities import ContractError, log_proposal
 
 __all__ = [

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from iwbounds.checks import Latents, check_latents, latent_leaves, map_latents
-from iwbounds.proposals import LogJoint, Proposal
+from iwbounds.proposals.base import LogJoint, Proposal
 from iwbounds.seeding import forked_rng
 from iwbounds.testing.betting import check_alpha
 from iwbounds.testing.charts import UnjudgedError

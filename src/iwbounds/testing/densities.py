@@ -8,11 +8,12 @@ from typing import Any
 from torch import Tensor
 from torch.distributions import Distribution
 
-from iwbounds.bounds import Bound
+from iwbounds.bounds.base import Bound
 from iwbounds.checks import Latents, check_latents, check_log_density, check_log_joint
-from iwbounds.engine import Estimate
-from iwbounds.gradients import Gradient
-from iwbounds.proposals import ExtendedProposal, LogJoint, Proposal, as_proposal
+from iwbounds.engine.result import Estimate
+from iwbounds.gradients.base import Gradient
+from iwbounds.proposals.base import ExtendedProposal, LogJoint, Proposal
+from iwbounds.proposals.distributions import as_proposal
 
 __all__ = [
     "ContractError",

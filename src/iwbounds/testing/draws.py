@@ -30,7 +30,7 @@ from torch.distributions import Distribution, constraints
 from torch.nn.functional import one_hot
 
 from iwbounds.checks import Latents, latent_leaves, map_latents
-from iwbounds.proposals import Proposal
+from iwbounds.proposals.base import Proposal
 from iwbounds.testing.betting import EProcess, guesses, stakes
 from iwbounds.testing.charts import Coordinates, flattened, is_discrete, replaced, support_of
 from iwbounds.testing.densities import log_proposal

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical, Distribution, Independent, MultivariateNormal, Normal
 
-from iwbounds.proposals import LogJoint
+from iwbounds.proposals.base import LogJoint
 
 __all__ = ["FiniteModel", "GaussianModel", "GradientProblem", "categorical_problem", "gaussian_problem"]
 

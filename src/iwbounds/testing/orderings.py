@@ -10,9 +10,15 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from iwbounds.bounds import CIWAE, ELBO, EUBO, IWAE, MIWAE, TVO, Renyi, UStatistic
-from iwbounds.engine import Estimate
-from iwbounds.logspace import finite_maximum, promoted
+from iwbounds.bounds.ciwae import CIWAE
+from iwbounds.bounds.elbo import ELBO
+from iwbounds.bounds.iwae import IWAE
+from iwbounds.bounds.miwae import MIWAE
+from iwbounds.bounds.renyi import Renyi
+from iwbounds.bounds.tvo import EUBO, TVO
+from iwbounds.bounds.u_statistic import UStatistic
+from iwbounds.engine.result import Estimate
+from iwbounds.logspace.mean import finite_maximum, promoted
 from iwbounds.seeding import forked_rng
 from iwbounds.testing.densities import name_of, value_of
 

@@ -32,7 +32,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from iwbounds.checks import Latents, latent_leaves, map_latents
-from iwbounds.proposals import Proposal
+from iwbounds.proposals.base import Proposal
 from iwbounds.testing.betting import EProcess, symmetric_bets
 from iwbounds.testing.charts import Coordinates, RoundedAwayError, UnjudgedError, flattened, is_discrete
 from iwbounds.testing.densities import log_parts

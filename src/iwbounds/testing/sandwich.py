@@ -30,9 +30,9 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from iwbounds.checks import Latents, map_latents
-from iwbounds.engine import Estimate
-from iwbounds.logspace import log_mean_exp
-from iwbounds.proposals import LogJoint, Proposal
+from iwbounds.engine.result import Estimate
+from iwbounds.logspace.mean import log_mean_exp
+from iwbounds.proposals.base import LogJoint, Proposal
 from iwbounds.seeding import forked_rng
 from iwbounds.testing.betting import EProcess, guesses, stakes
 from iwbounds.testing.densities import densities, value_of, with_density

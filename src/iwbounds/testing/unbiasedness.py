@@ -14,11 +14,13 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal
 
-from iwbounds.bounds import IWAE, Bound
+from iwbounds.bounds.base import Bound
+from iwbounds.bounds.iwae import IWAE
 from iwbounds.checks import Latents
-from iwbounds.engine import Estimate, estimate
-from iwbounds.gradients import Gradient
-from iwbounds.proposals import LogJoint
+from iwbounds.engine import estimate
+from iwbounds.engine.result import Estimate
+from iwbounds.gradients.base import Gradient
+from iwbounds.proposals.base import LogJoint
 from iwbounds.seeding import forked_rng
 from iwbounds.testing.betting import EProcess, symmetric_bets
 from iwbounds.testing.densities import name_of, value_of

@@ -13,7 +13,7 @@ from torch import Tensor
 from iwbounds.adapters.optional import optional
 from iwbounds.adapters.pyro.structure import Structure, contributing, inspect
 from iwbounds.checks import check_structure, latent_leaves
-from iwbounds.proposals import LogJoint, Proposal
+from iwbounds.proposals.base import LogJoint, Proposal
 
 __all__ = ["from_pyro"]
 

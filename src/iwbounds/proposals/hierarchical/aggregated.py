@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from iwbounds.bounds import IWAE
+from iwbounds.bounds.iwae import IWAE
 from iwbounds.proposals.hierarchical.model import Density, draw
 
 __all__ = ["AggregatedPosterior"]

@@ -17,11 +17,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from iwbounds.bounds import IWAE
+from iwbounds.bounds.iwae import IWAE
 from iwbounds.checks import Latents
 from iwbounds.proposals.base import LogJoint, Proposal
-from iwbounds.proposals.hierarchical.model import LogDensities, TwoLevelModel, as_latent, from_latent
-from iwbounds.proposals.hierarchical.semi_implicit import visible
+from iwbounds.proposals.hierarchical.model import LogDensities, TwoLevelModel, as_latent, from_latent, visible
 
 __all__ = ["ImportanceWeighted", "add_gradient_only", "draw_trained_pair", "gradient_only"]
 

@@ -30,8 +30,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.autograd.graph import GradientEdge
 
-from iwbounds.bounds import IWAE
-from iwbounds.logspace import normalized_weights
+from iwbounds.bounds.iwae import IWAE
+from iwbounds.logspace.mean import normalized_weights
 from iwbounds.proposals.base import LogJoint, Proposal
 from iwbounds.proposals.hierarchical.importance_weighted import (
     ImportanceWeighted,

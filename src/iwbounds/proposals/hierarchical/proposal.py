@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from iwbounds.bounds import IWAE
+from iwbounds.bounds.iwae import IWAE
 from iwbounds.checks import check_log_joint
-from iwbounds.gradients import DReG, Gradient, Reparameterized
+from iwbounds.gradients.base import Gradient
+from iwbounds.gradients.reparameterized import DReG, Reparameterized
 from iwbounds.proposals.base import ExtendedProposal, LogJoint, Proposal
 from iwbounds.proposals.hierarchical.importance_weighted import ImportanceWeighted
 from iwbounds.proposals.hierarchical.inner_gradient import InnerRule

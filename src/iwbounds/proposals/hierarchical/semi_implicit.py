@@ -16,17 +16,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from iwbounds.bounds import IWAE
+from iwbounds.bounds.iwae import IWAE
 from iwbounds.checks import Latents
 from iwbounds.proposals.base import LogJoint, Proposal
-from iwbounds.proposals.hierarchical.model import TwoLevelModel, as_latent, from_latent
+from iwbounds.proposals.hierarchical.model import TwoLevelModel, as_latent, from_latent, visible
 
-__all__ = ["Mixtures", "SharedMixtures", "visible"]
-
-
-def visible(latents: Latents) -> Tensor:
-    """What the user's log-joint receives: z."""
-    return latents[0]  # type: ignore[no-any-return]
+__all__ = ["Mixtures", "SharedMixtures"]
 
 
 @dataclass(frozen=True)
