@@ -1,5 +1,6 @@
 """One thread (results must not depend on how sums are split), a seed for every test, and global state watched."""
 
+import sys
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -91,6 +92,8 @@ def _seeded_and_unchanged():
     before = _global_state()
     yield
     assert _global_state() == before
+    if "matplotlib.pyplot" in sys.modules:
+        sys.modules["matplotlib.pyplot"].close("all")  # figures of scripts that ran inside the test
 
 
 def _global_state():

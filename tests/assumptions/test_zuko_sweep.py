@@ -16,6 +16,16 @@ from tests.assumptions.sweep import BOUNDS, check_default_gradient
 zuko = pytest.importorskip("zuko", reason="sweeps zuko's classes: pip install zuko")
 Z, T = zuko.distributions, zuko.transforms
 
+
+@pytest.fixture(autouse=True)
+def _without_validation():
+    """As whoever imports zuko has it: it switches torch's validation off, and some of its classes need that."""
+    before = Distribution._validate_args
+    Distribution.set_default_validate_args(False)
+    yield
+    Distribution.set_default_validate_args(before)
+
+
 LOC_SCALE = {"loc": 0.3, "scale": 0.8}
 TWO = {"loc": [0.3, -0.2], "scale": [0.8, 0.6]}
 

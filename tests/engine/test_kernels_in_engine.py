@@ -21,7 +21,7 @@ CODE = textwrap.dedent("""
     import torch, iwbounds as iw
     from iwbounds.bounds import power_mean
     from iwbounds.gradients import score
-    from iwbounds import kernels
+    from iwbounds.kernels import fused as kernels
     torch.manual_seed(0)
     log_w = torch.randn(33, 4, dtype=torch.float64)
     log_w[3, 1] = -torch.inf

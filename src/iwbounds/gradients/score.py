@@ -220,8 +220,10 @@ class OVIS(EvaluatedTogether):
             raise ValueError(f"expected gamma in [0, 1]; got {self.gamma}. 0 is unbiased.")
 
     def check(self, bound: Bound) -> None:
-        # The formula uses c = w̃. Asked of the function, not of the class: Renyi(0) is IWAE under another name.
-        if bound.power_mean != (1.0, 0.0):
+        from iwbounds.bounds.iwae import IWAE  # here, so that no chain of imports grows
+
+        # The formula uses c = w̃; Renyi(0) is the same function, but says it in another class.
+        if type(bound) is not IWAE:
             raise ValueError(f"{self!r} is derived for IWAE alone; got {bound!r}. Use VIMCO() for other bounds.")
 
     def evaluate(self, bound: Bound, log_w: Tensor) -> tuple[Tensor, Coefficients]:

@@ -50,8 +50,8 @@ def as_proposal(proposal: Any) -> Proposal | ExtendedProposal:
     elif isinstance(proposal, nn.Module):
         # A lazy distribution of zuko is a module: calling it, with a context or without, makes the distribution.
         advice = (
-            f"Call the module, and pass the distribution that it returns: {type(proposal).__name__}(…)(context). If it "
-            f"is the log-joint, it comes first. {advice}"
+            f"Call the module, and pass the distribution that it returns: {type(proposal).__name__}(…)(context), or "
+            f"(…)() where there is none. If it is the log-joint, it comes first. {advice}"
         )
     elif callable(proposal):
         advice = f"log_joint comes first, then proposal: were they swapped? {advice}"
