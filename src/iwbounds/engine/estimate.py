@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from iwbounds.checks import Latents, check_latents, latent_leaves, map_latents
 from iwbounds.engine.autograd import attach, first_pass
 from iwbounds.engine.chunks import evaluate_in_chunks
 from iwbounds.engine.evaluate import Evaluated, evaluate
-from iwbounds.engine.ranks import Ranks
+from iwbounds.engine.ranks import BOUND, Ranks
 from iwbounds.engine.request import Request, complete
 from iwbounds.engine.resampling import resampled
 from iwbounds.engine.result import Estimate
@@ -147,11 +147,17 @@ def run(request: Request, keep_samples: bool = False) -> Estimate:
         return _run_on_few(request, request.all_samples() if latents is None else latents, keep_samples)
     evaluated = _evaluated(request, latents)
     log_w, kept = _of_all_ranks(request, evaluated.log_w, latents if keep_samples else None)
-    with torch.no_grad(), request.shared_stream():
+    with torch.no_grad(), _shared_stream(request):
         value, coefficients = request.evaluate(log_w)
     if coefficients is not None:
-        value = _attached(value, evaluated, request.own(coefficients))
+        own = coefficients if request.ranks is None else request.own(coefficients)
+        value = _attached(value, evaluated, own)
     return _estimate(request, value, log_w, coefficients, kept)
+
+
+def _shared_stream(request: Request) -> AbstractContextManager[None]:
+    """For what is drawn once for all ranks; without any, torch's generators as they are."""
+    return nullcontext() if request.ranks is None else request.ranks.shared_stream(BOUND)
 
 
 def _attached(value: Tensor, evaluated: Evaluated, coefficients: Coefficients) -> Tensor:
@@ -166,7 +172,7 @@ def _run_on_few(request: Request, latents: Latents, keep_samples: bool) -> Estim
         found = _evaluated(request, latents).log_w
         log_w, all_latents = _of_all_ranks(request, found, latents if keep_samples else None)
     # One stream for the bound and the choice: all ranks make the same one, and each evaluates its part of it.
-    with request.shared_stream():
+    with _shared_stream(request):
         with torch.no_grad():
             value, coefficients = request.evaluate(log_w)
         assert coefficients is not None, "gradients are on"

@@ -81,8 +81,8 @@ def _behind_one_gate(request: Request, latents: Latents) -> Evaluated:
     A gradient with a score coefficient costs one more evaluation of the log-proposal.
     """
     proposal = request.proposal
-    followed = on_paths(latents, proposal.reparameterized)
     gated, companions = _gated(request, latents)
+    followed = companions or (request.gradient.path_is_model and on_paths(latents, proposal.reparameterized))
     # Detached parameters where there is a gate, as the score channel is apart; without one (a frozen proposal, no
     # gradients) the density as it is saves the copy.
     log_q = _log_q(request, gated, proposal.fixed_log_prob if followed else None)
@@ -280,7 +280,10 @@ def _log_q(request: Request, latents: Latents, log_prob: LogProb | None = None) 
     """The proposal's log-density (or ``log_prob`` in its stead), of a known shape ``(K, *batch)``."""
     proposal = request.proposal
     try:
-        found = _sum(proposal.log_prob_parts(latents, log_prob))
+        if isinstance(proposal.reparameterized, bool):
+            found = (log_prob or proposal.log_prob)(latents)  # one density: no structure to match, and the usual case
+        else:
+            found = _sum(proposal.log_prob_parts(latents, log_prob))
     except NotImplementedError as error:
         raise TypeError(cannot(proposal, "be evaluated", error)) from error
     return check_log_q(found, latents, proposal.batch_shape)

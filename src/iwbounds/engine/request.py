@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +15,7 @@ from iwbounds.bounds.elbo import ELBO
 from iwbounds.bounds.iwae import IWAE
 from iwbounds.checks import Latents, check_latents, check_structure, check_whole_number, latent_leaves, map_latents
 from iwbounds.engine.autograd import compiling, refuse_transforms
-from iwbounds.engine.ranks import BOUND, LEVEL, SHIFT, Ranks
+from iwbounds.engine.ranks import LEVEL, SHIFT, Ranks
 from iwbounds.gradients.base import Coefficients, Gradient
 from iwbounds.gradients.reparameterized import DReG, Reparameterized
 from iwbounds.gradients.score import VIMCO, ScoreFunction
@@ -116,10 +117,6 @@ class Request:
                 "Reparameterized()."
             )
         return z.detach()
-
-    def shared_stream(self) -> AbstractContextManager[None]:
-        """For what is drawn once for all ranks; without any, torch's generators as they are."""
-        return nullcontext() if self.ranks is None else self.ranks.shared_stream(BOUND)
 
     def evaluate(self, log_w: Tensor) -> tuple[Tensor, Coefficients | None]:
         """The value of ``bound`` at all K log-weights, and coefficients where there is a backward.
@@ -365,14 +362,16 @@ def _refuse_parts(proposal: Proposal, **options: int | None) -> None:
 def _default(bound: Bound, proposal: Proposal, count: int, live: bool | None) -> Gradient:
     """The first estimator of choice that fits; where none does, one that is refused if there is anything to train."""
     pathwise = _has_path(proposal) and live is not False
-    candidates: list[Gradient] = []
+    # Classes, in the order of their variance where they fit: one of them will be made.
+    candidates: list[Callable[[], Gradient]] = []
+    if pathwise and bound.smooth and not proposal.needs_own_samples:
+        candidates.append(DReG)
     if pathwise:
-        candidates += (
-            [DReG(), Reparameterized()] if bound.smooth and not proposal.needs_own_samples else [Reparameterized()]
-        )
-    # In the order of their variance where they fit; VIMCO has others to compare with from two samples on.
-    candidates.append(VIMCO() if count >= 2 else ScoreFunction())
-    return next((candidate for candidate in candidates if _unfit(candidate, proposal) is None), candidates[-1])
+        candidates.append(Reparameterized)
+    for make in candidates:
+        if _unfit(made := make(), proposal) is None:
+            return made
+    return VIMCO() if count >= 2 else ScoreFunction()  # VIMCO has others to compare with from two samples on
 
 
 def _has_path(proposal: Proposal) -> bool:
