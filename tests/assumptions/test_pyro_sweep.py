@@ -163,14 +163,14 @@ OWN = {
 CASES = {**torch_cases(D), **OWN}
 LEFT_OUT = {
     "AVFMultivariateNormal, OMTMultivariateNormal": "no batch: tested below",
-    "GaussianScaleMixture": "its log_prob takes a single point, and asserts it",
+    "GaussianScaleMixture": "its log_prob takes a single point: refused below",
     "Delta": "no density on the line: tested below",
     "CoalescentTimesWithRate, DiscreteHMM, GammaGaussianHMM, GaussianMRF, GroupedNormalNormal, ImproperUniform, "
     "IndependentHMM, LinearHMM, Unit": "likelihoods: without a sampler, or without a random value; refused below",
     "LogNormalNegativeBinomial, OneOneMatching, OneTwoMatching, SpanningTree, TruncatedPolyaGamma": "samplers and "
     "log-densities that approximate each other",
     "StableWithLogProb": "Stable, which is swept",
-    "Empirical": "its log_prob takes one sample at a time, if it has a batch",
+    "Empirical": "its log_prob takes one sample at a time: refused below",
     "SineBivariateVonMises": "its sampler takes minutes for as many draws as are needed",
     "LKJCorrCholesky": "cannot be built: replaced by LKJCholesky",
     "GeneralizedPareto": "float32 alone: see the sweep of torch",
@@ -247,3 +247,16 @@ def test_what_cannot_be_sampled_or_evaluated_is_refused_in_a_sentence():
     ):
         with pytest.raises(TypeError, match=r"cannot be (sampled|evaluated).*Wrap callables"):
             iw.estimate(lambda z: -z.square(), make(), num_samples=2)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: D.Empirical(torch.zeros(4, 3, dtype=DOUBLE), torch.zeros(4, 3, dtype=DOUBLE)),
+        lambda: D.GaussianScaleMixture(*(torch.ones(2, dtype=DOUBLE) for _ in range(3))),
+    ],
+    ids=["Empirical", "GaussianScaleMixture"],
+)
+def test_a_density_of_one_sample_alone_is_refused(make):
+    with pytest.raises(ValueError, match=r"takes any number of samples.*takes one alone\. Use a Categorical"):
+        iw.estimate(lambda z: -z.square(), make(), num_samples=2)

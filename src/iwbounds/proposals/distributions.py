@@ -198,6 +198,12 @@ def _refuse_no_density(distribution: Distribution) -> None:
                 f"expected a proposal whose log_prob is the log-density of its samples; {type(layer).__name__} gives 0 "
                 "where it is masked. Pass its base_dist, and mask the log-joint, or what depends on the estimate."
             )
+        if _is_named(layer, "Empirical", "GaussianScaleMixture"):
+            raise ValueError(
+                f"expected a proposal whose log_prob takes any number of samples; that of {type(layer).__name__} takes "
+                "one alone. Use a Categorical over its values, or a MixtureSameFamily; or wrap callables of your own: "
+                "iwbounds.Proposal(sample=…, log_prob=…)."
+            )
         if isinstance(layer, distributions.LKJCholesky) and not _draws_its_rows_well(layer):
             raise ValueError(
                 f"expected a proposal whose log_prob is the log-density of its samples; this version of PyTorch draws "
