@@ -6,6 +6,8 @@ import re
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[2] / "src"))  # this checkout's names, as in conf.py
+
 from api_pages import documented
 from sphinx.util.inventory import InventoryFile
 

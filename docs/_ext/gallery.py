@@ -48,6 +48,11 @@ def sections(readme: str) -> dict[str, str]:
     return dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
+def sentence(text: str) -> str:
+    """With a capital, unless a formula begins it: β stays β."""
+    return text[0].upper() + text[1:] if text[0].isascii() else text
+
+
 def title_of(name: str) -> str:
     return TITLES.get(name, name.replace("_", " ").capitalize())
 
@@ -56,7 +61,7 @@ def example_page(script: str, summary: str, text: str) -> str:
     """What the README says of the script, then the script."""
     title = title_of(script.removesuffix(".py"))
     page = (
-        f"# {title}\n\n{summary[0].upper()}{summary[1:]}.\n\n{text.strip()}\n\n## The script\n\n"
+        f"# {title}\n\n{sentence(summary)}.\n\n{text.strip()}\n\n## The script\n\n"
         f"`python examples/{script}`\n\n```{{literalinclude}} ../../examples/{script}\n:language: python\n```\n"
     )
     return page.replace("](../docs/", "](../")
@@ -67,7 +72,7 @@ def card(script: str, summary: str, text: str) -> str:
     name = script.removesuffix(".py")
     figure = re.search(r"\]\((\.\./docs/figures/[\w.-]+\.png)\)", text)
     image = f":img-top: {figure[1].replace('../docs/', '../')}\n" if figure else ""
-    told = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", summary[0].upper() + summary[1:])  # the card is a link itself
+    told = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", sentence(summary))  # the card is a link itself
     return f":::{{grid-item-card}} {title_of(name)}\n:link: {name}\n:link-type: doc\n{image}\n{told}.\n:::\n"
 
 
