@@ -193,7 +193,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path, help="a file that holds what was found; what it holds is not run again")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[2] / "docs" / "figures" / "atlas.png")
+    parser.add_argument("--out", type=Path, help="of the figure; docs/figures/atlas.png, out/atlas.png with --only")
     options = parser.parse_args()
     if data_folder() is None:
         print("Data folder not found (set IWBOUNDS_DATA): scikit-learn's regressions only.")
@@ -212,7 +212,11 @@ def main() -> None:
         entries.append(found[target.name])
         print("  ".join(row(entries[-1])), flush=True)
     print("\n" + markdown(entries))
-    draw_figure(entries, options.out)
+    # A figure of some posteriors must not take the place of the one that the docs show.
+    folder = Path(__file__).parents[2] / ("out" if options.only else "docs/figures")
+    path = options.out or folder / "atlas.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draw_figure(entries, path)
 
 
 if __name__ == "__main__":
