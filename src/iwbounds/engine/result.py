@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
@@ -12,11 +12,9 @@ from iwbounds.bounds.base import Direction
 from iwbounds.certificates import lower_confidence_bound
 from iwbounds.checks import Latents
 from iwbounds.diagnostics import effective_sample_size, pareto_k
+from iwbounds.gradients.base import Coefficients
 from iwbounds.logspace.mean import normalized_weights
 from iwbounds.posterior import Expectation, resample_indices, self_normalized_mean, take_samples, without_error
-
-if TYPE_CHECKING:
-    from iwbounds.gradients.base import Coefficients  # for an annotation alone, so that no chain of imports grows
 
 __all__ = ["Estimate"]
 

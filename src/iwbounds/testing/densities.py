@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 from torch.distributions import Distribution
 
 from iwbounds.bounds.base import Bound
 from iwbounds.checks import Latents, check_latents, check_log_density, check_log_joint
-from iwbounds.engine.result import Estimate
 from iwbounds.gradients.base import Gradient
 from iwbounds.proposals.base import ExtendedProposal, LogJoint, Proposal
 from iwbounds.proposals.distributions import as_proposal
+
+if TYPE_CHECKING:
+    from iwbounds.engine.result import Estimate  # for an annotation alone, so that no chain of imports grows
 
 __all__ = [
     "ContractError",
@@ -36,7 +38,7 @@ class ContractError(AssertionError, ValueError):
 
 def value_of(result: Tensor | Estimate) -> Tensor:
     """The ``(*batch)`` values of what an estimator returned."""
-    return result.value if isinstance(result, Estimate) else result
+    return result if isinstance(result, Tensor) else result.value
 
 
 def name_of(function: object) -> str:
