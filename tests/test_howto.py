@@ -1,4 +1,4 @@
-"""The how-to pages and the page on adapters run as written, section by section where a section needs a library."""
+"""The page on adapters runs section by section, where its library is; the programs that how-to pages name are there."""
 
 import re
 from pathlib import Path
@@ -22,11 +22,6 @@ def run(name, text):
         exec(compile(block, f"{name} block {number}", "exec"), namespace)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_every_python_block_runs_in_order(page):
-    run(page.name, page.read_text())
-
-
 @pytest.mark.parametrize("section", SECTIONS)
 def test_every_section_on_an_adapter_runs(section):
     if section in NEEDS:
@@ -38,13 +33,6 @@ def test_every_section_on_an_adapter_runs(section):
 
 
 @pytest.mark.parametrize("page", [*PAGES, DOCS / "adapters.md"], ids=lambda page: page.stem)
-def test_links_and_named_programs_exist(page):
-    text = page.read_text()
-    targets = [page.parent / link for link in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", text) if "://" not in link]
-    targets += [DOCS.parent / name for name in re.findall(r"`(examples/[\w/]+\.py)`", text)]
+def test_named_programs_exist(page):
+    targets = [DOCS.parent / name for name in re.findall(r"`(examples/[\w/]+\.py)`", page.read_text())]
     assert [target for target in targets if not target.exists()] == []
-
-
-def test_no_page_is_missing():
-    assert len(PAGES) >= 7
-    assert set(NEEDS) <= set(SECTIONS)

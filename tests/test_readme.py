@@ -1,41 +1,31 @@
-"""What the README and the docs show runs as written."""
+"""What the README shows runs as written (tests/test_site.py runs the docs), and every link leads somewhere."""
 
 import pathlib
 import re
 
-import pytest
-
 ROOT = pathlib.Path(__file__).parents[1]
-PAGES = [
-    "README.md",
-    "docs/annealed.md",
-    "docs/architecture.md",
-    "docs/bounds.md",
-    "docs/controlled.md",
-    "docs/distributed.md",
-    "docs/evidence.md",
-    "docs/large_k.md",
-]
 
 
 def blocks(page):
     return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_every_python_block_runs_in_order(page):
-    found = blocks(page)
-    assert found, f"{page} shows no code"
+def test_every_python_block_of_the_readme_runs_in_order():
+    found = blocks("README.md")
+    assert found, "README.md shows no code"
     namespace = {"__name__": "readme"}
     for number, block in enumerate(found):
-        exec(compile(block, f"{page} block {number}", "exec"), namespace)
+        exec(compile(block, f"README.md block {number}", "exec"), namespace)
 
 
 def test_links_lead_somewhere():
-    for page in [*PAGES, "docs/atlas.md", "CONTRIBUTING.md", "examples/README.md"]:
+    pages = [path.relative_to(ROOT) for path in (ROOT / "docs").rglob("*.md")]
+    for page in [*pages, "README.md", "CONTRIBUTING.md", "examples/README.md"]:
         here = (ROOT / page).parent
         for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", (ROOT / page).read_text()):
-            if not target.startswith("http"):
+            # Folders that `make docs` writes are not there before it has; sphinx refuses what then leads nowhere.
+            made = "api/" in target or "gallery/" in target
+            if not target.startswith("http") and not made:
                 assert (here / target).exists(), f"{page} links to {target}, which does not exist"
 
 

@@ -95,69 +95,32 @@ def accumulate(
     >>> bool(loc.grad < 0)
     True
     """
-    if isinstance(model, type) or not callable(model):
-        given = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
-        raise TypeError(
-            f"expected model to be a callable from data to (log_joint, proposal); got {given}. It comes first, then "
-            "the data."
-        )
-    budget = DEFAULT_LIVE_SAMPLES if max_live_samples is None else _budget(max_live_samples)
-    chunk_size = (
-        None
-        if chunk_size is None
-        else check_whole_number("chunk_size", chunk_size, 1, "Take at least 1; None takes all.")
-    )
+    _check_model(model)
     count = _num_samples(samples, num_samples)
-    # Samples × data within the budget: first all samples of fewer data, as one datum's samples share its encoder;
-    # samples are split only where a single datum exceeds it.
-    live = min(count if chunk_size is None else chunk_size, budget)
-    chunk_size = live if live < count else chunk_size
-    step = max(1, budget // live)
+    chunk_size, step = _cut(count, chunk_size, max_live_samples)
     wrapped = _find_distributed(model) if torch.is_grad_enabled() else []
     ranks = None
     if process_group is not None:
         shared = {"bound": bound, "gradient": gradient, "proposal_bound": proposal_bound, "count": count}
         ranks = Ranks(process_group, lambda: batch_size(x), **shared, backward_samples=backward_samples)
         _check_numbers(ranks.numbers)
+
+    def request_of(inputs: Any, drawn: Latents | None) -> Request:
+        return complete(
+            *model(inputs),
+            bound,
+            gradient,
+            proposal_bound=proposal_bound,
+            num_samples=num_samples,
+            samples=drawn,
+            scaled_likelihood=scaled_likelihood,
+            chunk_size=chunk_size,
+            backward_samples=backward_samples,
+        )
+
     with nullcontext() if ranks is None else ranks.together():
-        size = batch_size(x)
-        total: float = size if ranks is None else sum(ranks.numbers)
-        chunked = (chunk_size or count) < count
-        if ranks is None and wrapped and (step < size or chunked):
-            raise ValueError(_DRIFT)
-        if ranks is not None and wrapped:
-            _check_wrapped(model, wrapped, ranks, chunked)
-            total /= ranks.size  # DistributedDataParallel takes the mean over the ranks: the sum is wanted
-
-        def part_of(inputs: Any, drawn: Latents | None, last: bool) -> Estimate:
-            request = complete(
-                *model(inputs),
-                bound,
-                gradient,
-                proposal_bound=proposal_bound,
-                num_samples=num_samples,
-                samples=drawn,
-                scaled_likelihood=scaled_likelihood,
-                chunk_size=chunk_size,
-                backward_samples=backward_samples,
-            )
-            ready = functools.partial(ranks.confirm, last=False) if ranks is not None and last else _nothing
-            weight = functools.partial(_weight, total, batch_size(inputs))
-            return _run_part(request, weight, ready, one_graph=bool(wrapped))
-
-        whole: Estimate | None = None
-        with _Boundary((x, samples)) as (data, given):
-            for part in batch_slices(size, step):
-                drawn = None if samples is None else map_latents(lambda z, part=part: z[:, part], given)
-                inputs = map_latents(lambda leaf, part=part: leaf[part], data)
-                last = part.stop >= size
-                # Only the last backward synchronises the ranks, which so may have different numbers of parts.
-                with _unsynchronized([] if last else wrapped):
-                    found = part_of(inputs, drawn, last)
-                whole = whole or _empty_like(found, size)
-                # Written to their place: a list of parts to concatenate would hold them twice.
-                whole.value[part], whole.log_weights[:, part] = found.value, found.log_weights
-        assert whole is not None, "there is at least one part, be it empty"
+        _check_wrapped(model, wrapped, ranks, step < batch_size(x), chunk_size is not None)
+        whole = _run_parts(request_of, x, samples, step, wrapped, ranks)
         # A running baseline is of the whole batch, and the same on all ranks.
         values = whole.value if ranks is None else ranks.gather(whole.value)[0]
         if ranks is not None and gradient is not None and gradient.learns and torch.is_grad_enabled():
@@ -165,6 +128,55 @@ def accumulate(
     if gradient is not None and torch.is_grad_enabled():
         gradient.update(values)
     return whole
+
+
+def _cut(count: int, chunk_size: int | None, max_live_samples: int | None) -> tuple[int | None, int]:
+    """The samples of a chunk (None: all of them), and the data of a part.
+
+    Samples × data are within the budget: first all samples of fewer data, as one datum's samples share its encoder;
+    samples are split only where a single datum exceeds it.
+    """
+    budget = DEFAULT_LIVE_SAMPLES if max_live_samples is None else _budget(max_live_samples)
+    if chunk_size is not None:
+        chunk_size = check_whole_number("chunk_size", chunk_size, 1, "Take at least 1; None takes all.")
+    live = min(count if chunk_size is None else chunk_size, budget)
+    return (live if live < count else None), max(1, budget // live)
+
+
+def _run_parts(
+    request_of: Callable[[Any, Latents | None], Request],
+    x: Any,
+    samples: Latents | None,
+    step: int,
+    wrapped: list[DistributedDataParallel],
+    ranks: Ranks | None,
+) -> Estimate:
+    """Every part of ``step`` data with its backward, and the results of all."""
+    size, total = batch_size(x), _total(batch_size(x), wrapped, ranks)
+    whole: Estimate | None = None
+    with _Boundary((x, samples)) as (data, given):
+        for part in batch_slices(size, step):
+            drawn = None if samples is None else map_latents(lambda z, part=part: z[:, part], given)
+            inputs = map_latents(lambda leaf, part=part: leaf[part], data)
+            last = part.stop >= size
+            ready = functools.partial(ranks.confirm, last=False) if ranks is not None and last else _nothing
+            weight = functools.partial(_weight, total, batch_size(inputs))
+            # Only the last backward synchronises the ranks, which so may have different numbers of parts.
+            with _unsynchronized([] if last else wrapped):
+                found = _run_part(request_of(inputs, drawn), weight, ready, one_graph=bool(wrapped))
+            whole = whole or _empty_like(found, size)
+            # Written to their place: a list of parts to concatenate would hold them twice.
+            whole.value[part], whole.log_weights[:, part] = found.value, found.log_weights
+    assert whole is not None, "there is at least one part, be it empty"
+    return whole
+
+
+def _total(size: int, wrapped: list[DistributedDataParallel], ranks: Ranks | None) -> float:
+    """How many data the mean is over, as this rank's backward is to count them."""
+    if ranks is None:
+        return size
+    # DistributedDataParallel takes the mean over the ranks, where the sum is wanted.
+    return sum(ranks.numbers) / (ranks.size if wrapped else 1)
 
 
 def _run_part(
@@ -242,8 +254,16 @@ def _check_numbers(numbers: list[int]) -> None:
         )
 
 
-def _check_wrapped(model: Any, wrapped: list[DistributedDataParallel], ranks: Ranks, chunked: bool) -> None:
+def _check_wrapped(
+    model: Any, wrapped: list[DistributedDataParallel], ranks: Ranks | None, in_parts: bool, chunked: bool
+) -> None:
     """Raise ValueError where ``DistributedDataParallel`` would not be synchronised once, by the last backward."""
+    if not wrapped:
+        return
+    if ranks is None:
+        if in_parts or chunked:
+            raise ValueError(_DRIFT)
+        return
     for module in wrapped:
         size = module.process_group.size()
         if size != ranks.size:
@@ -284,6 +304,15 @@ def _is_filled(cell: Any) -> bool:
         return cell.cell_contents is not None
     except ValueError:  # a variable that is not bound yet
         return False
+
+
+def _check_model(model: object) -> None:
+    if isinstance(model, type) or not callable(model):
+        given = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
+        raise TypeError(
+            f"expected model to be a callable from data to (log_joint, proposal); got {given}. It comes first, then "
+            "the data."
+        )
 
 
 def _budget(max_live_samples: Any) -> int:

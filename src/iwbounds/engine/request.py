@@ -178,11 +178,9 @@ def complete(
         log_joint, given = given.extend(log_joint)
     if num_samples is not None:
         num_samples = check_whole_number("num_samples", num_samples, 1, "Draw at least 1.")
-    # Before anything is drawn, as it says how much that is.
     if bound.chooses_num_samples:
         _refuse_count(bound, given, num_samples, samples)
-        with nullcontext() if ranks is None else ranks.shared_stream(LEVEL):
-            bound, num_samples = bound.frozen_level()  # type: ignore[attr-defined]
+        bound, num_samples = _level(bound, ranks)
     count, own_count, first = _count(samples, num_samples, ranks)
     chunk_size = _part_of(own_count, "chunk_size", chunk_size)
     backward_samples = _part_of(count, "backward_samples", backward_samples)
@@ -190,8 +188,7 @@ def complete(
     live = None if samples is None else any(z.requires_grad for z in given.latent_parts(samples))
     chosen = gradient or _default(bound, given, count, live)
     _check_rule(bound, chosen, proposal_bound, count, given, samples)
-    if given.needs_own_samples:
-        _refuse_parts(given, chunk_size=chunk_size, backward_samples=backward_samples)
+    _refuse_parts(given, chunk_size=chunk_size, backward_samples=backward_samples)
     # Given samples without a graph may still serve a frozen proposal; a path that is no derivative serves nothing.
     if chosen.pathwise and not _has_path(given) and (samples is None or live or given.mixed):
         raise ValueError(_no_path_message(given, chosen, bound, count))
@@ -219,6 +216,12 @@ def complete(
         ranks=ranks,
         first=first,
     )
+
+
+def _level(bound: Bound, ranks: Ranks | None) -> tuple[Bound, int]:
+    """A bound that chooses K, for one call, and its K; drawn before any sample is, and the same on all ranks."""
+    with nullcontext() if ranks is None else ranks.shared_stream(LEVEL):
+        return bound.frozen_level()  # type: ignore[attr-defined, no-any-return]
 
 
 def _count(samples: Latents | None, num_samples: int | None, ranks: Ranks | None) -> tuple[int, int, int | None]:
@@ -348,7 +351,7 @@ def _check_rule(
 
 def _refuse_parts(proposal: Proposal, **options: int | None) -> None:
     used = next((name for name, value in options.items() if value is not None), None)
-    if used is not None:
+    if used is not None and proposal.needs_own_samples:
         raise ValueError(
             f"{used} hands slices or copies of the samples to log_prob, but {proposal.name} needs its own samples "
             "(needs_own_samples: it recognises them, or has their inverse from a cache). Drop "

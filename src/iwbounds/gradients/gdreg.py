@@ -5,18 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import final
 
-from torch import Tensor
-
-from iwbounds.bounds.base import Bound
-from iwbounds.gradients.base import Coefficients, EvaluatedTogether
-from iwbounds.gradients.reparameterized import refuse_jumps
+from iwbounds.gradients.reparameterized import DoublyReparameterized
 
 __all__ = ["GDReG"]
 
 
 @final
 @dataclass(frozen=True)
-class GDReG(EvaluatedTogether):
+class GDReG(DoublyReparameterized):
     r""":class:`DReG`, with the parameters of the prior doubly reparameterised as well.
 
     .. math:: a_k = c_k, \qquad b_k = c_k - h_k, \qquad s_k = 0,
@@ -51,18 +47,5 @@ class GDReG(EvaluatedTogether):
     >>> iw.estimate(joint, Normal(torch.zeros(3), 1.0), gradient=GDReG()).value.sum().backward()
     """
 
-    pathwise = True
     takes_extended = False
     needs_prior = True
-
-    def check(self, bound: Bound) -> None:
-        refuse_jumps(self, bound)
-
-    def evaluate(self, bound: Bound, log_w: Tensor) -> tuple[Tensor, Coefficients]:
-        self.check(bound)
-        value, c, c_minus_h = bound.differentiate(log_w, path=True)
-        # DReG's: the fourth channel's coefficients, h and c, are a − b and a, and the engine makes them of these.
-        return value, Coefficients(model=c, path=c_minus_h)
-
-    def bounded_ratio(self, bound: Bound) -> bool:
-        return bound.bounded_ratio

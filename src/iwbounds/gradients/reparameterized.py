@@ -10,7 +10,7 @@ from torch import Tensor
 from iwbounds.bounds.base import Bound
 from iwbounds.gradients.base import Coefficients, EvaluatedTogether, Gradient
 
-__all__ = ["STL", "DReG", "Reparameterized", "refuse_jumps"]
+__all__ = ["STL", "DReG", "DoublyReparameterized", "Reparameterized", "refuse_jumps"]
 
 
 @final
@@ -107,9 +107,27 @@ class STL(EvaluatedTogether):
         return True
 
 
+class DoublyReparameterized(EvaluatedTogether):
+    """The c − h rule for model and path, which :class:`DReG` is, and :class:`iwbounds.GDReG` extends to the prior."""
+
+    pathwise = True
+
+    def check(self, bound: Bound) -> None:
+        refuse_jumps(self, bound)
+
+    def evaluate(self, bound: Bound, log_w: Tensor) -> tuple[Tensor, Coefficients]:
+        self.check(bound)
+        # c − h from the bound, not c less h: w̃² for IWAE, which a difference of numbers near 1 would lose.
+        value, c, c_minus_h = bound.differentiate(log_w, path=True)
+        return value, Coefficients(model=c, path=c_minus_h)
+
+    def bounded_ratio(self, bound: Bound) -> bool:
+        return bound.bounded_ratio
+
+
 @final
 @dataclass(frozen=True)
-class DReG(EvaluatedTogether):
+class DReG(DoublyReparameterized):
     r"""Doubly reparameterised gradient of *any* smooth bound, by the c − h rule.
 
     .. math:: a_k = c_k, \qquad b_k = c_k - h_k, \qquad s_k = 0
@@ -133,20 +151,6 @@ class DReG(EvaluatedTogether):
     >>> DReG().coefficients(ELBO(), torch.zeros(2, 1)).path.squeeze(1)
     tensor([0.5000, 0.5000])
     """
-
-    pathwise = True
-
-    def check(self, bound: Bound) -> None:
-        refuse_jumps(self, bound)
-
-    def evaluate(self, bound: Bound, log_w: Tensor) -> tuple[Tensor, Coefficients]:
-        self.check(bound)
-        # c − h from the bound, not c less h: w̃² for IWAE, which a difference of numbers near 1 would lose.
-        value, c, c_minus_h = bound.differentiate(log_w, path=True)
-        return value, Coefficients(model=c, path=c_minus_h)
-
-    def bounded_ratio(self, bound: Bound) -> bool:
-        return bound.bounded_ratio
 
 
 def refuse_jumps(gradient: Gradient, bound: Bound) -> None:

@@ -16,6 +16,7 @@ and the same with the other sign for a step that was drawn backwards.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -25,7 +26,7 @@ from iwbounds.proposals.annealed.bridge import Bridge, State, Values, gradient_o
 from iwbounds.proposals.annealed.schedule import StepSize, check_positive
 from iwbounds.proposals.annealed.transition import Path, Transition
 
-__all__ = ["Langevin", "check_term"]
+__all__ = ["Langevin", "Networked"]
 
 
 class _Kernel(NamedTuple):
@@ -116,7 +117,26 @@ class Langevin(Transition):
         return bridge.at(z, there, back)
 
 
-def check_term(found: object, z: Tensor) -> Tensor:
+class Networked(Langevin):
+    """Langevin steps with a network in one of the drifts, or in both.
+
+    Raises:
+        TypeError: a network that cannot be called, or returns no tensor.
+        ValueError: what it returns has another shape than z.
+    """
+
+    def __init__(self, network: Callable[[Tensor, int], Tensor], step_size: StepSize) -> None:
+        super().__init__(step_size)
+        if not callable(network):
+            raise TypeError(f"expected network to be callable as network(z, step); got {type(network).__name__}.")
+        self.network = network
+
+    def term(self, z: Tensor, step: int) -> Tensor:
+        """What the network adds, in the shape of z."""
+        return _checked_term(self.network(z, step), z)
+
+
+def _checked_term(found: object, z: Tensor) -> Tensor:
     """What a network returned, known to be a tensor in the shape of the latents.
 
     Raises:

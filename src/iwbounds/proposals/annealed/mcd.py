@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import final
 
 from torch import Tensor
 
-from iwbounds.proposals.annealed.langevin import Langevin, check_term
-from iwbounds.proposals.annealed.schedule import StepSize
+from iwbounds.proposals.annealed.langevin import Networked
 
 __all__ = ["MCD"]
 
 
 @final
-class MCD(Langevin):
+class MCD(Networked):
     r"""Langevin steps whose time reversal is corrected by a network.
 
     .. math::
@@ -44,14 +42,8 @@ class MCD(Langevin):
     torch.Size([3])
     """
 
-    def __init__(self, network: Callable[[Tensor, int], Tensor], step_size: StepSize) -> None:
-        super().__init__(step_size)
-        if not callable(network):
-            raise TypeError(f"expected network to be callable as network(z, step); got {type(network).__name__}.")
-        self.network = network
-
     def backward_term(self, z: Tensor, step: int) -> Tensor:
-        return -check_term(self.network(z, step), z)
+        return -self.term(z, step)
 
     def __repr__(self) -> str:
         return "MCD()"
