@@ -7,7 +7,8 @@ import torch
 from torch.distributions import Normal
 
 import iwbounds as iw
-from iwbounds.engine.autograd import gate, linearize, with_ratio
+from iwbounds.engine.autograd import gate, with_ratio
+from iwbounds.engine.linearize import linearize
 
 K, B = 3, 4
 A = torch.tensor([0.5, 0.0, -2.0, 0.0], dtype=torch.float64).expand(K, B)

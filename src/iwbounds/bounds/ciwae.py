@@ -55,6 +55,6 @@ class CIWAE(PowerMean):
         return 0.0 if self.beta == 1 else 1.0
 
     @property
-    def elbo_part(self) -> float:
+    def elbo_part(self) -> float:  # type: ignore[override]
         """β below 1."""
         return self.beta if self.beta < 1 else 0.0

@@ -32,3 +32,6 @@ class IWAE(PowerMean):
 
     direction = Direction.LOWER
     power = 1.0
+    # What PowerMean would derive from the power, in each call anew: this is the bound of nearly every training step.
+    smooth = True
+    bounded_ratio = True

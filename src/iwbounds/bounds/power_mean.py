@@ -45,10 +45,8 @@ class PowerMean(Bound):
     def power(self) -> float:
         """p."""
 
-    @property
-    def elbo_part(self) -> float:
-        """s in [0, 1), and 0 unless p = 1."""
-        return 0.0
+    elbo_part: float = 0.0
+    """s in [0, 1), and 0 unless p = 1."""
 
     @property
     def smooth(self) -> bool:  # type: ignore[override]
@@ -69,16 +67,11 @@ class PowerMean(Bound):
         # ELBO needs no kernel of its own.
         return (self.power, self.elbo_part) if self.smooth else None
 
-    @property
-    def _is_iwae(self) -> bool:
-        return self.power == 1 and not self.elbo_part
-
     def __call__(self, log_w: Tensor) -> Tensor:
         log_w = self.checked(log_w)
-        if self._is_iwae:
-            return log_mean_exp(log_w)
         if not self.elbo_part:
-            return log_power_mean(log_w, self.power)
+            # At p = 1 by the function that a GPU has a kernel for.
+            return log_mean_exp(log_w) if self.power == 1 else log_power_mean(log_w, self.power)
         # The ELBO's part needs every weight alive; the IWAE part alone would not. Detached: a mask has no derivative.
         dead = log_w.detach().isneginf().any(0)
         # A dead datum is filled before the reductions, so that neither of them gives it a gradient.
@@ -95,14 +88,14 @@ class PowerMean(Bound):
         # On a GPU one kernel reads the weights once for value, c and c − h, where the lines below read them five times.
         if abs(self.power) <= _LARGEST_KERNEL_POWER and served_by_kernel(log_w):
             return self._by_kernel(log_w, path)
-        value, v = self._value_and_weights(log_w)
-        if self._is_iwae:
-            # c − h = w̃ − w̃(1 − w̃): written as the product it is, nothing cancels where one weight has it all.
-            return Derivatives(value, v, v * v if path else None)
-        part_of_path = power_path_weights(v, self.power) if path else None
         if self.elbo_part:
-            return self._mixed(log_w, v, part_of_path)
-        return Derivatives(value, v, part_of_path)
+            return self._mixed(log_w, path)
+        if self.power == 1:
+            value, w = log_mean_exp_with_weights(log_w)  # one pass over the weights for both
+            # c − h = w̃ − w̃(1 − w̃): written as the product it is, nothing cancels where one weight has it all.
+            return Derivatives(value, w, w * w if path else None)
+        value, v = log_power_mean(log_w, self.power), power_weights(log_w, self.power)
+        return Derivatives(value, v, power_path_weights(v, self.power) if path else None)
 
     def _by_kernel(self, log_w: Tensor, path: bool) -> Derivatives:
         # Imported here, as it brings Triton along, which takes 0.2 s and is of use on a GPU alone.
@@ -111,26 +104,19 @@ class PowerMean(Bound):
         found = fused_bound(log_w, self.power, self.elbo_part, path=path)
         return Derivatives(found.value, found.model, found.path)
 
-    def _value_and_weights(self, log_w: Tensor) -> tuple[Tensor, Tensor]:
-        if self._is_iwae or self.elbo_part:
-            # One pass over the weights for both; with an ELBO part the value is not used, and v is that of p = 1.
-            return log_mean_exp_with_weights(log_w)
-        return log_power_mean(log_w, self.power), power_weights(log_w, self.power)
-
-    def _mixed(self, log_w: Tensor, v: Tensor, part_of_path: Tensor | None) -> Derivatives:
-        """With the ELBO's part added, and 0 where it needs a weight that is dead."""
+    def _mixed(self, log_w: Tensor, path: bool) -> Derivatives:
+        """IWAE's derivatives with the ELBO's part added, and 0 where that part needs a weight that is dead."""
+        _, w = log_mean_exp_with_weights(log_w)
         dead = log_w.isneginf().any(0)
-        c, path = (
-            None if x is None else (self.elbo_part / len(v) + (1 - self.elbo_part) * x).masked_fill(dead, 0.0)
-            for x in (v, part_of_path)
+        c, c_minus_h = (
+            (self.elbo_part / len(w) + (1 - self.elbo_part) * part).masked_fill(dead, 0.0) for part in (w, w * w)
         )
-        assert c is not None
-        # The value once more from __call__, which has the rounding-safe form.
-        return Derivatives(self(log_w), c, path)
+        # The value from __call__, which has the rounding-safe form.
+        return Derivatives(self(log_w), c, c_minus_h if path else None)
 
     def leave_one_out(self, log_w: Tensor, geometric: bool = False) -> Tensor:
         # Replacing a weight by the mean of the others leaves that mean: IWAE of the other K - 1.
-        if self._is_iwae and not geometric:
+        if self.power == 1 and not self.elbo_part and not geometric:
             return leave_one_out_log_mean_exp(self.checked(log_w).detach())
         return super().leave_one_out(log_w, geometric)
 

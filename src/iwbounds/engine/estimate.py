@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -13,14 +13,14 @@ from torch.distributions import Distribution
 from iwbounds.bounds.base import Bound
 from iwbounds.bounds.iwae import IWAE
 from iwbounds.checks import Latents, check_latents, latent_leaves, map_latents
-from iwbounds.engine.autograd import attach, first_pass
+from iwbounds.engine.autograd import first_pass
 from iwbounds.engine.chunks import evaluate_in_chunks
 from iwbounds.engine.evaluate import Evaluated, evaluate
-from iwbounds.engine.ranks import BOUND, Ranks
+from iwbounds.engine.ranks import Ranks
 from iwbounds.engine.request import Request, complete
 from iwbounds.engine.resampling import resampled
 from iwbounds.engine.result import Estimate
-from iwbounds.gradients.base import Coefficients, Gradient
+from iwbounds.gradients.base import Gradient
 from iwbounds.proposals.base import ExtendedProposal, LogJoint, Proposal
 
 __all__ = ["estimate"]
@@ -145,65 +145,63 @@ def run(request: Request, keep_samples: bool = False) -> Estimate:
     latents = request.all_samples() if request.chunk_size is None or keep_samples else None
     if request.backward_samples is not None:
         return _run_on_few(request, request.all_samples() if latents is None else latents, keep_samples)
-    evaluated = _evaluated(request, latents)
-    log_w, kept = _of_all_ranks(request, evaluated.log_w, latents if keep_samples else None)
-    with torch.no_grad(), _shared_stream(request):
+    if request.chunk_size is None:
+        assert latents is not None, "drawn above"
+        evaluated = evaluate(request, latents)
+    else:
+        evaluated = _in_chunks(request, latents)
+    kept = latents if keep_samples else None
+    log_w, kept = (evaluated.log_w, kept) if request.ranks is None else _of_all_ranks(request, evaluated.log_w, kept)
+    # Without a graph: the coefficients are constants of the backward, whatever the bound is made of.
+    with torch.no_grad(), request.shared_stream():
         value, coefficients = request.evaluate(log_w)
     if coefficients is not None:
-        own = coefficients if request.ranks is None else request.own(coefficients)
-        value = _attached(value, evaluated, own)
-    return _estimate(request, value, log_w, coefficients, kept)
-
-
-def _shared_stream(request: Request) -> AbstractContextManager[None]:
-    """For what is drawn once for all ranks; without any, torch's generators as they are."""
-    return nullcontext() if request.ranks is None else request.ranks.shared_stream(BOUND)
-
-
-def _attached(value: Tensor, evaluated: Evaluated, coefficients: Coefficients) -> Tensor:
-    notes = None if coefficients.lesson is None else coefficients.lesson.notes
-    return attach(value, [*evaluated.channels(coefficients), *coefficients.extra], notes)
+        value = evaluated.attach_to(value, coefficients if request.ranks is None else request.own(coefficients))
+    kept = None if kept is None else _visible(request, kept)
+    return Estimate(value, log_w, request.direction, coefficients, kept, request.proposal.independent)
 
 
 def _run_on_few(request: Request, latents: Latents, keep_samples: bool) -> Estimate:
     """All samples without a graph of the densities; those that are chosen by their coefficients, with one."""
     assert request.backward_samples is not None, "the caller knows"
+    kept = latents if keep_samples else None
     with first_pass("backward_samples"):
-        found = _evaluated(request, latents).log_w
-        log_w, all_latents = _of_all_ranks(request, found, latents if keep_samples else None)
+        evaluated = evaluate(request, latents) if request.chunk_size is None else _in_chunks(request, latents)
+        log_w = evaluated.log_w
+        if request.ranks is not None:
+            log_w, kept = _of_all_ranks(request, log_w, kept)
     # One stream for the bound and the choice: all ranks make the same one, and each evaluates its part of it.
-    with _shared_stream(request):
+    with request.shared_stream():
         with torch.no_grad():
             value, coefficients = request.evaluate(log_w)
         assert coefficients is not None, "gradients are on"
         # Gathered from the latents in the graph: the rows that are left out get no gradient, which is the point.
-        chosen, kept = resampled(latents, coefficients, request.backward_samples, request.rows)
-    evaluated = _evaluated(replace(request, count=len(latent_leaves(chosen)[0])), chosen)
-    value = _attached(value, evaluated, request.own(kept, slice(None)))
-    return _estimate(request, value, log_w, coefficients, all_latents)
+        chosen, share = resampled(latents, coefficients, request.backward_samples, request.rows)
+    few = replace(request, count=len(latent_leaves(chosen)[0]))
+    # The chosen may fit into one chunk, or need several.
+    chunked = request.chunk_size is not None and request.chunk_size < few.count
+    evaluated = _in_chunks(few, chosen) if chunked else evaluate(few, chosen)
+    value = evaluated.attach_to(value, request.own(share, slice(None)))
+    kept = None if kept is None else _visible(request, kept)
+    return Estimate(value, log_w, request.direction, coefficients, kept, request.proposal.independent)
+
+
+def _in_chunks(request: Request, latents: Latents | None) -> Evaluated:
+    """Of the latents, or of those that the request draws block by block."""
+    assert request.chunk_size is not None, "the caller has looked"
+    given = request if latents is None else replace(request, samples=latents)
+    return evaluate_in_chunks(given, request.chunk_size)
 
 
 def _of_all_ranks(request: Request, log_w: Tensor, latents: Latents | None) -> tuple[Tensor, Latents | None]:
     """The log-weights of all K samples, and the latents where they are to be kept."""
-    if request.ranks is None:
-        return log_w, latents
+    assert request.ranks is not None, "the caller has looked"
     log_w, *leaves = request.ranks.gather(log_w, *([] if latents is None else latent_leaves(latents)))
     found = iter(leaves)
     return log_w, None if latents is None else map_latents(lambda _: next(found), latents)
 
 
-def _evaluated(request: Request, latents: Latents | None) -> Evaluated:
-    """Of the latents, or of those that the request draws: all at once, or in chunks."""
-    if request.chunk_size is None or request.chunk_size >= request.count:
-        return evaluate(request, request.all_samples() if latents is None else latents)
-    given = request if latents is None else replace(request, samples=latents)
-    return evaluate_in_chunks(given, request.chunk_size)
-
-
-def _estimate(
-    request: Request, value: Tensor, log_w: Tensor, coefficients: Coefficients | None, latents: Latents | None
-) -> Estimate:
+def _visible(request: Request, latents: Latents) -> Latents:
+    """The latents as the log-joint received them, detached: an extended proposal carries more than it shows."""
     visible = request.proposal.visible
-    if latents is not None:
-        latents = map_latents(Tensor.detach, latents if visible is None else visible(latents))
-    return Estimate(value, log_w, request.direction, coefficients, latents, request.proposal.independent)
+    return map_latents(Tensor.detach, latents if visible is None else visible(latents))

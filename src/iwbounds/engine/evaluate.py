@@ -15,21 +15,8 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from iwbounds.checks import Latents, check_log_joint, check_log_q, latent_leaves, map_latents
-from iwbounds.engine.autograd import (
-    Channel,
-    Linearized,
-    Tap,
-    compiling,
-    cut,
-    gate,
-    linearize,
-    on_paths,
-    refuse_unreached,
-    slopes_at,
-    split_gate,
-    times,
-    with_ratio,
-)
+from iwbounds.engine.autograd import Channel, Tap, attach, compiling, gate, on_paths, split_gate, with_ratio
+from iwbounds.engine.linearize import Linearized, cut, linearize, refuse_unreached, slopes_at, times
 from iwbounds.gradients.base import Coefficients
 from iwbounds.gradients.lesson import Lesson
 from iwbounds.proposals.base import LogProb, Proposal, cannot
@@ -50,6 +37,11 @@ class Evaluated(NamedTuple):
     """Detached log p − log q, ``(K, *batch)``, in at least float32."""
     channels: Callable[[Coefficients], Channels]
     """Pairs of a tensor in the graph and the multiplier that its gradient gets."""
+
+    def attach_to(self, value: Tensor, coefficients: Coefficients) -> Tensor:
+        """``value``, with the backward that the coefficients make."""
+        notes = None if coefficients.lesson is None else coefficients.lesson.notes
+        return attach(value, [*self.channels(coefficients), *coefficients.extra], notes)
 
 
 def evaluate(request: Request, latents: Latents) -> Evaluated:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,7 @@ from iwbounds.bounds.elbo import ELBO
 from iwbounds.bounds.iwae import IWAE
 from iwbounds.checks import Latents, check_latents, check_structure, check_whole_number, latent_leaves, map_latents
 from iwbounds.engine.autograd import compiling, refuse_transforms
-from iwbounds.engine.ranks import LEVEL, SHIFT, Ranks
+from iwbounds.engine.ranks import BOUND, LEVEL, SHIFT, Ranks
 from iwbounds.gradients.base import Coefficients, Gradient
 from iwbounds.gradients.reparameterized import DReG, Reparameterized
 from iwbounds.gradients.score import VIMCO, ScoreFunction
@@ -118,6 +118,10 @@ class Request:
             )
         return z.detach()
 
+    def shared_stream(self) -> AbstractContextManager[None]:
+        """For what is drawn once for all ranks, a random bound say; without ranks, torch's generators as they are."""
+        return nullcontext() if self.ranks is None else self.ranks.shared_stream(BOUND)
+
     def evaluate(self, log_w: Tensor) -> tuple[Tensor, Coefficients | None]:
         """The value of ``bound`` at all K log-weights, and coefficients where there is a backward.
 
@@ -187,16 +191,22 @@ def complete(
     # None: not known yet, as they are still to be drawn; then the proposal's word is taken.
     live = None if samples is None else any(z.requires_grad for z in given.latent_parts(samples))
     chosen = gradient or _default(bound, given, count, live)
-    _check_rule(bound, chosen, proposal_bound, count, given, samples)
+    _check_rule(bound, chosen, proposal_bound, given, samples)
+    gate = proposal_bound is None and chosen.bounded_ratio(bound)
+    for each in (bound,) if proposal_bound is None else (bound, proposal_bound):
+        each.check_count(count)
     _refuse_parts(given, chunk_size=chunk_size, backward_samples=backward_samples)
     # Given samples without a graph may still serve a frozen proposal; a path that is no derivative serves nothing.
     if chosen.pathwise and not _has_path(given) and (samples is None or live or given.mixed):
         raise ValueError(_no_path_message(given, chosen, bound, count))
+    unfit = None
+    # What concerns the backward alone is no matter to those who want the value.
     differentiate = torch.is_grad_enabled()
     if differentiate:
-        refuse_transforms()
         _refuse_learning(chosen)
         _check_prior(chosen, log_joint, proposal_bound)
+        unfit = _unfit_message(chosen, given, bound, count)
+        refuse_transforms()
     return Request(
         log_joint,
         given,
@@ -211,8 +221,8 @@ def complete(
         samples,
         differentiate,
         total=chosen.total and proposal_bound is None,
-        gate=proposal_bound is None and chosen.bounded_ratio(bound),
-        unfit=_unfit_message(chosen, given, bound, count) if differentiate else None,
+        gate=gate,
+        unfit=unfit,
         ranks=ranks,
         first=first,
     )
@@ -317,11 +327,10 @@ def _check_rule(
     bound: Bound,
     gradient: Gradient,
     proposal_bound: Bound | None,
-    count: int,
     proposal: Proposal,
     samples: Latents | None,
 ) -> None:
-    """Raise where the gradient is wrong for the bound, or a bound cannot take so many samples."""
+    """Raise where the gradient is wrong for the bound."""
     if proposal_bound is not None and proposal.mixed:
         raise ValueError(
             "proposal_bound needs latents that are all reparameterised, or none; got mixed ones, whose path and score "
@@ -344,9 +353,6 @@ def _check_rule(
         )
     # The bound that path and score follow; the model's channel is c, which every bound has.
     gradient.check(proposal_bound or bound)
-    bound.check_count(count)
-    if proposal_bound is not None:
-        proposal_bound.check_count(count)
 
 
 def _refuse_parts(proposal: Proposal, **options: int | None) -> None:
@@ -362,19 +368,28 @@ def _refuse_parts(proposal: Proposal, **options: int | None) -> None:
 # Which gradients fit.
 
 
-def _default(bound: Bound, proposal: Proposal, count: int, live: bool | None) -> Gradient:
-    """The first estimator of choice that fits; where none does, one that is refused if there is anything to train."""
-    pathwise = _has_path(proposal) and live is not False
-    # Classes, in the order of their variance where they fit: one of them will be made.
-    candidates: list[Callable[[], Gradient]] = []
-    if pathwise and bound.smooth and not proposal.needs_own_samples:
-        candidates.append(DReG)
+def _candidates(bound: Bound, count: int, pathwise: bool) -> Iterator[Gradient]:
+    """The estimators of choice, in the order of their variance where they fit."""
+    if pathwise and bound.smooth:
+        yield DReG()
     if pathwise:
-        candidates.append(Reparameterized)
-    for make in candidates:
-        if _unfit(made := make(), proposal) is None:
-            return made
-    return VIMCO() if count >= 2 else ScoreFunction()  # VIMCO has others to compare with from two samples on
+        yield Reparameterized()
+    if count >= 2:  # VIMCO has others to compare with from two samples on
+        yield VIMCO()
+    yield ScoreFunction()
+
+
+def _default(bound: Bound, proposal: Proposal, count: int, live: bool | None) -> Gradient:
+    """The first estimator of choice that serves; the last ones always do, and are refused where they are wrong."""
+    found = _candidates(bound, count, _has_path(proposal) and live is not False)
+    return next(candidate for candidate in found if not candidate.pathwise or _serves(candidate, proposal))
+
+
+def _serves(candidate: Gradient, proposal: Proposal) -> bool:
+    """Whether a pathwise estimator fits, and has what it differentiates."""
+    # A slope at fixed parameters is taken at copies of the samples, which a density that needs its own cannot evaluate.
+    at_copies = not candidate.total
+    return not (at_copies and proposal.needs_own_samples) and _unfit(candidate, proposal) is None
 
 
 def _has_path(proposal: Proposal) -> bool:
@@ -399,12 +414,8 @@ def _unfit(gradient: Gradient, proposal: Proposal) -> str | None:
 
 def _fitting(proposal: Proposal, bound: Bound, count: int) -> str:
     """The estimators that fit, for a message."""
-    candidates: list[Gradient] = []
-    if proposal.pathwise:
-        candidates += [Reparameterized(), *([DReG()] if bound.smooth else [])]
-    candidates += [VIMCO()] if count >= 2 else []
-    candidates.append(ScoreFunction())
-    fitting = [repr(candidate) for candidate in candidates if _unfit(candidate, proposal) is None]
+    found = _candidates(bound, count, proposal.pathwise)
+    fitting = [repr(candidate) for candidate in found if _unfit(candidate, proposal) is None]
     if fitting:
         return f"What fits: {', '.join(fitting)}."
     return "No estimator fits it as it is (Reparameterized() would, with a path): evaluate it under torch.no_grad()."
