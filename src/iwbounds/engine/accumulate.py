@@ -95,9 +95,11 @@ def accumulate(
     >>> bool(loc.grad < 0)
     True
     """
+    # Before the model is called for the first time: a wrong argument is to cost no forward.
     _check_model(model)
     count = _num_samples(samples, num_samples)
     chunk_size, step = _cut(count, chunk_size, max_live_samples)
+    # Without gradients there is nothing to synchronise, and any model will do.
     wrapped = _find_distributed(model) if torch.is_grad_enabled() else []
     ranks = None
     if process_group is not None:
@@ -140,6 +142,7 @@ def _cut(count: int, chunk_size: int | None, max_live_samples: int | None) -> tu
     if chunk_size is not None:
         chunk_size = check_whole_number("chunk_size", chunk_size, 1, "Take at least 1; None takes all.")
     live = min(count if chunk_size is None else chunk_size, budget)
+    # At least one datum, be its samples more than the budget: then its chunks are as small as asked.
     return (live if live < count else None), max(1, budget // live)
 
 
@@ -152,6 +155,7 @@ def _run_parts(
     ranks: Ranks | None,
 ) -> Estimate:
     """Every part of ``step`` data with its backward, and the results of all."""
+    # The mean is over the whole batch, known before its parts: each part's backward is weighed by its share at once.
     size, total = batch_size(x), _total(batch_size(x), wrapped, ranks)
     whole: Estimate | None = None
     with _Boundary((x, samples)) as (data, given):
@@ -191,11 +195,13 @@ def _run_part(
     if request.chunk_size is not None and request.backward_samples is None and not one_graph:
         ready()
         return run_in_two_passes(request, request.chunk_size, weight)
+    # The graph of this part lives until its backward below, and no longer: that is the memory of one part.
     part = run(request)
     upstream = torch.full_like(part.value, weight(part.value))
     ready()
     if part.value.requires_grad:
         part.value.backward(upstream)  # type: ignore[no-untyped-call]
+    # Detached: the backward has been run, and a second one would count every gradient twice.
     return Estimate(part.value.detach(), part.log_weights, part.direction, independent=part.independent)
 
 
@@ -290,6 +296,7 @@ def _find_distributed(model: Any) -> list[DistributedDataParallel]:
         return [module for module in model.modules() if isinstance(module, DistributedDataParallel)]
     if isinstance(model, functools.partial):
         return [m for part in (model.func, *model.args, *model.keywords.values()) for m in _find_distributed(part)]
+    # A model is often a function around a wrapped module: what it closes over, owns, or names is looked at too.
     cells = [cell.cell_contents for cell in getattr(model, "__closure__", None) or () if _is_filled(cell)]
     owner = getattr(model, "__self__", None)
     used = getattr(getattr(model, "__code__", None), "co_names", ())
@@ -338,6 +345,7 @@ def _weight(size: float, part_size: int, value: Tensor) -> float:
 
 def batch_size(x: Any) -> int:
     """The first axis' size that all tensors in ``x`` share."""
+    # A set: that all tensors agree and what they agree on, in one.
     sizes = {leaf.shape[0] for leaf in latent_leaves(x)}
     if len(sizes) != 1:
         raise ValueError(f"expected tensors in x that share their first axis (the batch); got sizes {sorted(sizes)}.")

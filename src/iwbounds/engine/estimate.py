@@ -121,6 +121,7 @@ def estimate(
         found = run(request, keep_samples)
     # A default gradient is new in every call, and has no state that could learn.
     if gradient is not None and request.differentiate:
+        # After the coefficients were made: a baseline must not have seen the samples that it is subtracted from.
         gradient.update(found.value.detach())
     if found.coefficients is not None and found.coefficients.lesson is not None:
         found.coefficients.lesson.notes.commit_at_end = True  # one part of an accumulate is no step of its own

@@ -77,6 +77,7 @@ class Ranks:
                 f"expected at least one sample for each of the {self.size} ranks of process_group; got {count}. Raise "
                 "num_samples, or shard the data over the ranks, not the samples."
             )
+        # As equal as may be: the slowest rank, with the most samples, is what all others wait for.
         whole, rest = divmod(count, self.size)
         return tuple(whole + (rank < rest) for rank in range(self.size))
 
@@ -149,6 +150,7 @@ class Ranks:
 
     def all_reduce_sum(self, tensor: Tensor) -> Tensor:
         """The sum over the ranks of tensors of one shape; a new tensor, where ``tensor`` was."""
+        # A copy, as the collective writes in place, and whoever gave the tensor still has it.
         total = tensor.detach().to(self._place(tensor.device), copy=True).contiguous()
         self._collective(dist.all_reduce, total)
         return total.to(tensor.device)
@@ -161,6 +163,7 @@ class Ranks:
         """
         mine = torch.zeros(4, dtype=torch.int64)
         mine[: 1 + len(numbers)] = torch.tensor([error is not None, *numbers])
+        # Four numbers from everyone, be there an error or not, so that nobody is left waiting for more.
         rows = self._joined(mine.unsqueeze(0), [1] * self.size).tolist()
         failed = [rank for rank, row in enumerate(rows) if row[0]]
         if failed:
@@ -214,8 +217,10 @@ class Ranks:
         sent = tensor.to(self._place(tensor.device)).contiguous()
         if len(sent) < most:
             sent = torch.cat([sent, sent.new_zeros(most - len(sent), *sent.shape[1:])])
+        # One buffer, received into by views of it: a list of tensors to concatenate would hold everything twice.
         received = sent.new_empty(self.size, *sent.shape)
         self._collective(dist.all_gather, list(received), sent)
+        # No rank was padded: the rows lie one after the other already.
         if min(sizes) == most:
             return received.flatten(0, 1).to(tensor.device)
         return torch.cat([part[:size] for part, size in zip(received, sizes, strict=True)]).to(tensor.device)
@@ -223,6 +228,7 @@ class Ranks:
     def _place(self, device: torch.device) -> torch.device:
         """Where the group can send a tensor of this device from. gloo gathers on the CPU."""
         backends = dict(part.split(":") for part in dist.get_backend_config(self.group).split(","))
+        # A backend of the device's own, NCCL say, sends from where the tensor is.
         if backends.get(device.type, "gloo") != "gloo":
             return device
         if "cpu" in backends:
@@ -264,4 +270,5 @@ def _described(value: object) -> str:
 
 def _digest(value: bytes) -> int:
     """62 bits, never 0."""
+    # Two bits fewer than 64, as the exchange is of signed numbers; never 0, which stands for nothing drawn.
     return (int.from_bytes(hashlib.sha256(value).digest()[:8], "big") >> 2) or 1

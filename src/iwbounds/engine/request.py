@@ -179,11 +179,13 @@ def complete(
     given = as_proposal(proposal)
     if isinstance(given, ExtendedProposal):
         _refuse_extended(gradient, given)
+        # From here on an extended proposal is like any other: the engine never learns of chains or hierarchies.
         log_joint, given = given.extend(log_joint)
     if num_samples is not None:
         num_samples = check_whole_number("num_samples", num_samples, 1, "Draw at least 1.")
     if bound.chooses_num_samples:
         _refuse_count(bound, given, num_samples, samples)
+        # A bound that chooses K is replaced by that of this call, whose K is known: the rest need not know of it.
         bound, num_samples = _level(bound, ranks)
     count, own_count, first = _count(samples, num_samples, ranks)
     chunk_size = _part_of(own_count, "chunk_size", chunk_size)
@@ -244,6 +246,7 @@ def _count(samples: Latents | None, num_samples: int | None, ranks: Ranks | None
     else:
         check_latents(samples, None)
         shares = tuple(ranks.numbers)
+    # Ranks give their own parts, num_samples is of all: a rank that passes its own share would shrink K silently.
     if num_samples not in (None, sum(shares)):
         raise ValueError(
             f"expected the samples of all ranks to be num_samples = {num_samples} together; got {list(shares)}. Each "
@@ -336,6 +339,7 @@ def _check_rule(
             "proposal_bound needs latents that are all reparameterised, or none; got mixed ones, whose path and score "
             "share one bound. Drop proposal_bound."
         )
+    # Parameters of the reverse model reach the bound by log p and log q at once: two bounds would pull them two ways.
     if proposal.joint_has_parameters and proposal_bound is not None:
         raise ValueError(
             "proposal_bound needs reverse=None, or another proposal without parameters in the log-joint: those follow "
@@ -398,10 +402,12 @@ def _has_path(proposal: Proposal) -> bool:
 
 def _unfit(gradient: Gradient, proposal: Proposal) -> str | None:
     """What the gradient assumes and the proposal does not offer; None where it fits."""
+    # The reason that explains most comes first: one is given, and it should be the root of the others.
     if not proposal.fixed_support and gradient.needs_fixed_support:
         return "its support moves with its parameters (fixed_support=False), and the boundary's term would be missing"
     if not proposal.independent and gradient.needs_independence:
         return "its samples depend on each other (independent=False)"
+    # Strata of learned probability, say: each has its share of samples, whose scores do not add up to a mean of zero.
     if proposal.mean_score is not None and gradient.needs_fixed_support:
         return proposal.mean_score
     if proposal.total_derivative_only and not gradient.total:
@@ -422,6 +428,7 @@ def _fitting(proposal: Proposal, bound: Bound, count: int) -> str:
 
 
 def _unfit_message(gradient: Gradient, proposal: Proposal, bound: Bound, count: int) -> str | None:
+    # Made now, raised by the draws: only they show whether the proposal has anything to train.
     reason = _unfit(gradient, proposal)
     if reason is None:
         return None

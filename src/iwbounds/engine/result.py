@@ -92,6 +92,7 @@ class Estimate:
         >>> iw.estimate(q.log_prob, q, samples=torch.ones(8, 3), keep_samples=True).expectation(torch.exp).mean
         tensor([2.7183, 2.7183, 2.7183], dtype=torch.float64)
         """
+        # The error's formula sums variances of independent terms; there is none for draws that fill space together.
         found = self_normalized_mean(self.log_weights, f(self._kept()))
         return found if self.independent else without_error(found)
 

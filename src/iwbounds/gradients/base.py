@@ -42,6 +42,7 @@ class Coefficients:
 
     def split(self, sizes: list[int]) -> list[Coefficients]:
         """Those of the first ``sizes[0]`` samples, of the next ``sizes[1]``, and so on; without ``extra``."""
+        # extra is of data, not of samples: whoever splits sends it once, beside the parts.
         channels = (self.model, self.path, self.score)
         parts = ([None] * len(sizes) if c is None else torch.split(c, sizes) for c in channels)
         lessons = [None] * len(sizes) if self.lesson is None else self.lesson.split(sizes)
@@ -87,6 +88,7 @@ class Gradient(ABC):
     def __init_subclass__(cls, **options: Any) -> None:
         """Refuse a subclass of a final class; take back shortcuts that were written for other coefficients."""
         super().__init_subclass__(**options)
+        # At class creation: a wrong subclass is a mistake of who writes it, long before anybody trains with it.
         refuse_final(cls, "iwbounds.Gradient, and call the estimator from its coefficients")
         reset_shortcuts(cls, Gradient, "coefficients", ("evaluate", "total", "path_is_model", "bounded_ratio"))
 

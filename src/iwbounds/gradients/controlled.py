@@ -155,6 +155,7 @@ class Controlled(EvaluatedTogether):
 
         There ∂ log q = −slope_q and path = slope_p − slope_q; g = c path − c ∂ log q = c slope_p.
         """
+        # C_j of f = c^j is f ∂ log q − j c^(j−1) h path: its two slopes are sorted into those of log p and of log q.
         on_p = torch.stack([c, *(-(j + 1) * c**j * h for j in range(self.basis))])
         on_q = torch.stack([torch.zeros_like(c), *((j + 1) * c**j * h - c ** (j + 1) for j in range(self.basis))])
         return Lesson(on_p, on_q, Notes(functools.partial(self._learn, key), self._commit))
@@ -164,6 +165,7 @@ class Controlled(EvaluatedTogether):
         """Second moments of g and every C_f, ``(1 + basis, *batch, events)``, over data; kept aside until committed."""
         # float64: moments are added up over thousands of steps, and c² may be smaller by K² than c.
         data = sums.reshape(len(sums), -1, sums.shape[-1]).double()
+        # A datum is in with all of its sums or with none: moments of different data would not belong together.
         finite = data.isfinite().all(-1).all(0).unsqueeze(-1)
         data = torch.where(finite, data, 0.0)
         # Inner products over the event, summed over data: the total variance is what is to be small.
@@ -265,6 +267,7 @@ class _Moments:
 
     def average(self, group: Any) -> None:
         """Over ranks: the moments and their weight, so that λ is that of all data."""
+        # One exchange for all three numbers, so that no rank can mix two states.
         mine = torch.cat([self.moments.flatten(), self.moments.new_tensor([self.weight, self.count])])
         torch.distributed.all_reduce(mine, group=group)
         mine /= torch.distributed.get_world_size(group)
@@ -306,6 +309,7 @@ class _Moments:
         return {"moments": self.moments.clone(), "weight": self.weight, "count": self.count}
 
     def _second_moment(self, strengths: Tensor) -> float:
+        # The second moment of g + Σ λ_j C_j is the quadratic form of (1, λ).
         full = torch.cat([strengths.new_ones(1), strengths.to(self.moments.device)])
         return (full @ self.moments @ full).item() / self.weight
 

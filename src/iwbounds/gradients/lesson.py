@@ -79,6 +79,7 @@ class Lesson:
 
     def split(self, sizes: list[int]) -> list[Lesson]:
         """Those of the first ``sizes[0]`` samples, of the next ``sizes[1]``, and so on."""
+        # One group became len(sizes) of them, and the last to come hands in the sums of all.
         self.notes.outstanding += len(sizes) - 1
         pairs = zip(torch.split(self.on_p, sizes, 1), torch.split(self.on_q, sizes, 1), strict=True)
         return [Lesson(p, q, self.notes) for p, q in pairs]
@@ -131,5 +132,6 @@ class Lesson:
 
 def _sum_over_samples(multipliers: Tensor, slope: Tensor) -> Tensor:
     """``(J, K, *batch)`` and ``(K, *batch, *event)`` to ``(J, *batch, events)``."""
+    # In the multipliers' precision, float32 or more: half slopes would lose the small ones in the sum.
     flat = slope.reshape(*multipliers.shape[1:], -1).to(multipliers.dtype)
     return torch.einsum("jk...,k...e->j...e", multipliers, flat)

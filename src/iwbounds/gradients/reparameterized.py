@@ -45,6 +45,7 @@ class Reparameterized(EvaluatedTogether):
     """
 
     control_variate: bool = False
+    # The total derivative is right for whatever is drawn together, also under a moving support: see the properties.
     pathwise = True
     path_is_model = True
     needs_independence = False
@@ -70,6 +71,7 @@ class Reparameterized(EvaluatedTogether):
         return self.control_variate
 
     def evaluate(self, bound: Bound, log_w: Tensor) -> tuple[Tensor, Coefficients]:
+        # h is not asked for: for a bound without a closed form that would be a backward per sample.
         value, c, _ = bound.differentiate(log_w)
         # The mean of c is 1/K for a shift-equivariant bound, and 0 for a datum whose bound is −inf.
         return value, Coefficients(model=c, path=c, score=c.mean(0) - c if self.control_variate else -c)
@@ -100,6 +102,7 @@ class STL(EvaluatedTogether):
     path_is_model = True
 
     def evaluate(self, bound: Bound, log_w: Tensor) -> tuple[Tensor, Coefficients]:
+        # No score at all: that it vanishes in expectation is proved for constant c alone, hence the bias for IWAE.
         value, c, _ = bound.differentiate(log_w)
         return value, Coefficients(model=c, path=c)
 
@@ -122,6 +125,7 @@ class DoublyReparameterized(EvaluatedTogether):
         return value, Coefficients(model=c, path=c_minus_h)
 
     def bounded_ratio(self, bound: Bound) -> bool:
+        # b/a = (c − h)/c: where the bound keeps that finite, one gate in front of both densities can multiply by it.
         return bound.bounded_ratio
 
 

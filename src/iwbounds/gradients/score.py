@@ -155,6 +155,7 @@ class VIMCO(EvaluatedTogether):
             # L₋₁ of no others is taken as 0, which is the score function without a baseline.
             return ScoreFunction().evaluate(bound, log_w)
         bound = bound.frozen(log_w)
+        # By what it computes, not by class: Renyi(0) and CIWAE(0) are the same function, and gain the same digits.
         if bound.power_mean == (1.0, 0.0):
             return self._of_iwae(bound, log_w)
         shifted = log_w - finite_maximum(log_w, 0)  # a difference of bounds: keep both small

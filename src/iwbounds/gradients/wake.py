@@ -70,7 +70,9 @@ class DReGWake(EvaluatedTogether):
         refuse_jumps(self, bound)
 
     def evaluate(self, bound: Bound, log_w: Tensor) -> tuple[Tensor, Coefficients]:
+        # The model's channel is c, right for any bound; it is the path that must not jump.
         self.check(bound)
         value, c, _ = bound.differentiate(log_w)
+        # ∂w̃/∂log w = w̃ (1 − w̃): the score w̃ of Wake, reparameterised once more.
         w = normalized_weights(log_w)
         return value, Coefficients(model=c, path=w - w * w)

@@ -103,6 +103,7 @@ class Proposal:
 
     @property
     def _flags(self) -> set[bool]:
+        # Parts that only carry parameters have no path of their own, and decide nothing.
         return {bool(flag) for flag in latent_leaves(self.reparameterized) if flag is not None}
 
     def latent_parts(self, latents: Latents) -> list[Tensor]:
@@ -113,6 +114,7 @@ class Proposal:
         """
         if isinstance(self.reparameterized, bool):
             return latent_leaves(latents)
+        # By structure first: zipping a tuple of three with flags of two would drop a part from the density.
         check_structure(f"samples of {self.name}", latents, self.reparameterized)
         parts: list[Tensor] = []
         # The flags lead the walk, so that a part's place is that of its flag, whatever order a dict lists its keys in.
@@ -125,12 +127,14 @@ class Proposal:
         Raises:
             ValueError: the parts are not those of ``reparameterized``.
         """
+        # One call for all parts: they may share a network.
         log_q = (log_prob or self.log_prob)(latents)
         if isinstance(self.reparameterized, bool):
             return [log_q]
         check_structure(f"log_prob of {self.name}", log_q, self.reparameterized)
         parts: list[Any] = []
         map_latents(lambda flag, part: parts.append(part) if flag is not None else None, self.reparameterized, log_q)
+        # A None here would be dropped from the weight silently.
         other = [type(part).__name__ for part in parts if not isinstance(part, Tensor)]
         if other:
             raise TypeError(
