@@ -1,8 +1,6 @@
 """Variational bounds for PyTorch: multi-sample objectives, low-variance gradients, honest evidence estimates."""
 
-from iwbounds import (
-    densities,
-)
+from iwbounds import densities
 from iwbounds.bounds.base import Bound, Derivatives, Direction
 from iwbounds.bounds.ciwae import CIWAE
 from iwbounds.bounds.cubo import CUBO
@@ -16,14 +14,8 @@ from iwbounds.bounds.sumo import SUMO
 from iwbounds.bounds.tvo import EUBO, TVO, log_spaced_partition
 from iwbounds.bounds.u_statistic import IncompleteUStatistic, UStatistic
 from iwbounds.bounds.umlmc import UMLMC
-from iwbounds.certificates import (
-    lower_confidence_bound,
-    mean_confidence_bound,
-)
-from iwbounds.diagnostics import (
-    effective_sample_size,
-    pareto_k,
-)
+from iwbounds.certificates import lower_confidence_bound, mean_confidence_bound
+from iwbounds.diagnostics import effective_sample_size, pareto_k
 from iwbounds.engine import accumulate, estimate
 from iwbounds.engine.resampling import resampling_variance
 from iwbounds.engine.result import Estimate

@@ -26,6 +26,8 @@ from iwbounds.logspace.mean import log_mean_exp_with_weights, promoted
 
 __all__ = ["BettingCertificate", "check_confidence", "lower_confidence_bound", "mean_confidence_bound"]
 
+# The best stake is about gap over variance, which nobody knows beforehand: among powers of 2 one is within a factor of
+# √2 of it, and playing twelve at once costs log 12 nats of wealth.
 _STAKES = [2.0**-j for j in range(1, 13)]
 _CHUNK_ELEMENTS = 2**16  # half a megabyte of float64: the passes of all twelve stakes over it stay in the cache
 _MARGIN = 1e-7  # aimed at above log 1/δ, so that rounding cannot leave the answer on the wrong side of it
@@ -133,6 +135,7 @@ class BettingCertificate:
 
     def log_evidence(self) -> Tensor:
         """Log of the mean weight so far, ``(*batch)`` float64."""
+        # Part by part: a float64 copy of all weights at once would be twice their memory.
         means = torch.stack([log_mean_exp_with_weights(part.double())[0] + math.log(len(part)) for part in self._parts])
         return means.logsumexp(0) - math.log(self.count)
 
@@ -158,10 +161,12 @@ class BettingCertificate:
             if bool((step.abs() <= 1e-9 + 1e-14 * u.abs()).all()):  # the second part is what float64 resolves
                 break
             u = u - step
+        # At the very u that is returned: the steps may have run out, and rounding may have had a part in them.
         certified = alive & (self._log_wealth(u)[0] >= goal - _MARGIN)
         return torch.where(certified, -u, -torch.inf)
 
     def _ess(self, log_mean: Tensor) -> Tensor:
+        # Only Newton's start depends on this: an overflow of the squares ends at the lower clamp, and costs steps.
         squares = torch.zeros_like(log_mean)
         centre = log_mean.nan_to_num(neginf=0.0)
         for part in self._chunks():
@@ -176,11 +181,15 @@ class BettingCertificate:
             # Past e^700 float64 overflows. Capped, log W comes out too small: never a certificate too many.
             ratio = (part + u).clamp_max_(700.0).exp_()
             for j, stake in enumerate(_STAKES):
+                # 1 + λ(r − 1) = (1 − λ)(1 + r λ/(1 − λ)): the second factor here, the first for all weights at once
+                # below.
                 odds = ratio * (stake / (1 - stake))
                 totals[j] += odds.log1p().sum(0)
+                # d log(1 + odds)/du, as the odds grow as e^u; in place, since the odds are not needed again.
                 slopes[j] += odds.div_(odds + 1).sum(0)
         lost = [self.count * math.log1p(-stake) for stake in _STAKES]
         totals += u.new_tensor(lost).reshape(-1, *[1] * u.ndim)
+        # The slope of a log-mean-exp: those of the bettors, each weighed by its share of the wealth.
         return totals.logsumexp(0) - math.log(len(_STAKES)), (totals.softmax(0) * slopes).sum(0)
 
     def _chunks(self) -> Iterator[Tensor]:

@@ -27,6 +27,7 @@ __all__ = [
     "full_precision",
     "latent_leaves",
     "map_latents",
+    "matched_parts",
 ]
 
 Latents: TypeAlias = Any
@@ -121,6 +122,19 @@ def check_structure(name: str, found: Any, expected: Any) -> None:
         return
     for one, other in pairs:
         check_structure(name, one, other)
+
+
+def matched_parts(name: str, found: Any, expected: Any) -> list[Any]:
+    """The leaves of ``found`` in the order of ``expected``, matched by key; those that it says None of are left out.
+
+    Raises:
+        ValueError: as :func:`check_structure`.
+    """
+    check_structure(name, found, expected)
+    parts: list[Any] = []
+    # The expected structure leads the walk: a part's place is then that of its flag, in whatever order a dict has them.
+    map_latents(lambda flag, part: parts.append(part) if flag is not None else None, expected, found)
+    return parts
 
 
 def _shape_of(found: Any) -> str:

@@ -5,6 +5,7 @@ Functions of log-weights ``(K, *batch)``, and of latents ``(K, *batch, *event)``
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +19,7 @@ __all__ = [
     "Expectation",
     "check_values",
     "expanded",
+    "expectation_of",
     "pareto_smoothed",
     "pareto_smoothed_tail",
     "resample_indices",
@@ -70,8 +72,15 @@ def self_normalized_mean(log_w: Tensor, values: Any) -> Expectation:
     weights = normalized_weights(log_w)
     # No weight at all: 0/0 is what the average is, where a 0 would look like an answer.
     weights = weights.masked_fill(log_w.isneginf().all(0), torch.nan)
-    pairs = map_latents(lambda f: _mean_and_error(weights, check_values(f, log_w.shape)), values)
-    return Expectation(map_latents(lambda _, pair: pair[0], values, pairs), map_latents(_second, values, pairs))
+    return expectation_of(lambda f: _mean_and_error(weights, check_values(f, log_w.shape)), values)
+
+
+def expectation_of(mean_and_error: Callable[[Any], tuple[Tensor, Tensor]], values: Any) -> Expectation:
+    """What ``mean_and_error`` gives for each part of ``values``: all means, and all errors, in their structure."""
+    pairs = map_latents(mean_and_error, values)
+    # Along ``values``, since the walk would take a pair for a part of the structure.
+    mean, error = (map_latents(lambda _, pair, at=at: pair[at], values, pairs) for at in range(2))
+    return Expectation(mean, error)
 
 
 def without_error(found: Expectation) -> Expectation:
@@ -81,10 +90,6 @@ def without_error(found: Expectation) -> Expectation:
     Expectation(mean=tensor(1.), standard_error=tensor(nan))
     """
     return found._replace(standard_error=map_latents(lambda e: torch.full_like(e, torch.nan), found.standard_error))
-
-
-def _second(_: Tensor, pair: tuple[Tensor, Tensor]) -> Tensor:
-    return pair[1]
 
 
 def _mean_and_error(weights: Tensor, f: Tensor) -> tuple[Tensor, Tensor]:
@@ -137,6 +142,7 @@ def resample_indices(log_w: Tensor, num_samples: int) -> Tensor:
     """
     if num_samples < 1:
         raise ValueError(f"expected to resample at least 1 sample; got {num_samples}.")
+    # float64: a float32 cumulative sum of a million weights stops counting the small ones.
     weights = normalized_weights(promoted(log_w.detach()).double())
     dead = ~(weights.sum(0) > 0)
     if dead.any():  # multinomial's own message does not say whose weights are wrong
@@ -177,6 +183,7 @@ def take_samples(latents: Latents, indices: Tensor) -> Latents:
                 "Expand latents that are common to all data."
             )
         index = expanded(indices, z).expand(*indices.shape, *z.shape[indices.ndim :])
+        # gather, as each datum has rows of its own; its index must have the event's axes too.
         return z.gather(0, index)
 
     return map_latents(take, latents)
@@ -226,6 +233,7 @@ def pareto_smoothed_tail(largest: Tensor) -> Tensor:
     p = (torch.arange(len(tail), dtype=torch.float64, device=largest.device) + 0.5) / len(tail)
     quantiles = start + scale * _pareto_quantile(expanded(p, tail), shape)
     smoothed = quantiles.minimum(tail[-1]).log().flip(0) + maximum  # no weight above the largest, as in PSIS
+    # No tail, or none that the fit makes sense of: the weights stay as they are.
     keep = largest[-1].isneginf() | ~smoothed.isfinite().all(0) | (tail[-1] <= start)
     return torch.cat([torch.where(keep, largest[:-1], smoothed.to(largest.dtype)), largest[-1:]])
 

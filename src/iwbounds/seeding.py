@@ -24,6 +24,7 @@ def forked_rng(seed: int) -> Iterator[None]:
     >>> bool(first == second), bool((torch.get_rng_state() == before).all())
     (True, True)
     """
+    # Of all GPUs: a user's sampler may draw on any of them.
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         if torch.accelerator.is_available():
             torch.manual_seed(seed)
@@ -39,5 +40,6 @@ def derived_seed(*parts: object) -> int:
     >>> derived_seed(0, "a test") == derived_seed(0, "a test"), derived_seed(0, "a test") == derived_seed(1, "a test")
     (True, False)
     """
+    # Not hash(): Python salts that of strings anew in every process.
     digest = hashlib.sha256(repr(parts).encode()).digest()
     return int.from_bytes(digest[:4], "big") >> 1

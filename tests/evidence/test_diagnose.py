@@ -226,6 +226,20 @@ def test_a_loop_is_warned_once():
     assert len(seen) == 1
 
 
+@pytest.mark.parametrize("ask", [check_health, HealthMonitor(patience=1)], ids=["check_health", "HealthMonitor"])
+def test_the_warning_names_the_line_that_asked(ask):
+    """And not that of its caller: a filter, and a reader, go by the line."""
+    log_w = torch.zeros(32, 3)
+    log_w[0] = 50.0
+
+    def training_step():
+        ask(log_w)
+
+    with pytest.warns(UnhealthyWeights) as seen:
+        training_step()
+    assert seen[0].lineno == training_step.__code__.co_firstlineno + 1
+
+
 def test_monitor_waits_for_patience_and_warns_once():
     good, bad = torch.zeros(32, 3), torch.cat([torch.full((1, 3), 50.0), torch.zeros(31, 3)])
     monitor = HealthMonitor(patience=3)

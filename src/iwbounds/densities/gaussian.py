@@ -92,6 +92,7 @@ class _Gaussian(torch.autograd.Function):
             return out
         for s, b in blocks(samples, batch, events):
             value, centre, width = (block_of(t, s, b, out.dtype) for t in arguments)
+            # In place from here on: the pass is bound by memory, and every temporary is one more trip.
             squares = ((value - centre) * torch.exp(-width)).square_().sum(-1)
             out[s, b] = squares.mul_(-0.5).sub_(width.sum(-1)).sub_(_log_norm(events))
         return out
@@ -100,8 +101,10 @@ class _Gaussian(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         inputs, needed = ctx.saved_tensors, ctx.needs_input_grad[:3]
         if torch.is_grad_enabled():
+            # A second derivative is asked for: the blocks below are written in place, and have no graph.
             return *gradients_with_graph(_plain, inputs, needed, grad), None
         found = _kernel_gradients(inputs, grad) if ctx.kernel else _gradients(inputs, grad, needed)
+        # Summed in float32 at least, and handed back in the argument's own type.
         pairs = zip(found, inputs, needed, strict=True)
         return *(slope.to(t.dtype) if need and slope is not None else None for slope, t, need in pairs), None
 
@@ -112,6 +115,8 @@ def _gradients(arguments: tuple[Tensor, ...], grad: Tensor, needed: tuple[bool, 
     for s, b in blocks(grad.shape[0], grad.shape[1], arguments[0].shape[-1]):
         value, centre, width = (block_of(t, s, b, grad.dtype) for t in arguments)
         g, precision = grad[s, b].unsqueeze(-1), torch.exp(-width)
+        # The order saves two temporaries: log σ's gradient takes the memory of the residual, which nothing needs after
+        # it; the mean's is made in that of the slope, and z's, its opposite, in the same.
         residual = (value - centre) * precision
         slope = residual * g
         if to_scale is not None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from iwbounds.checks import latent_leaves, map_latents
 
-__all__ = ["Batch", "count_data", "numbered_batches"]
+__all__ = ["Batch", "count_data", "digest_of", "numbered_batches"]
 
 _ROWS = 100
 """Data at once where a whole data set is given: fixed, as the seed of a batch goes by its first datum."""
@@ -42,8 +42,9 @@ def numbered_batches(data: Any, first: int) -> Iterator[Batch]:
     """
     for x in _batches(data):
         size = _batch_size(x)
+        # A loader that filters its data may yield an empty batch: it has no seed and no row in the report.
         if size:
-            yield Batch(first, x, size, _digest(x))
+            yield Batch(first, x, size, digest_of(latent_leaves(x)))
         first += size
 
 
@@ -55,6 +56,7 @@ def count_data(data: Any) -> int | None:
         return sum(map(_batch_size, _batches(data)))
     # Samplers may leave data out, or repeat them: they know better than the data set how many they yield.
     sampler = getattr(data, "sampler", None)
+    # drop_last leaves out what fills no batch: a number that the sampler does not know.
     if sampler is not None and not getattr(data, "drop_last", False):
         try:
             return len(sampler)
@@ -85,6 +87,7 @@ def _batches(data: Any) -> Iterator[Any]:
 
 def _batch_size(x: Any) -> int:
     """The first axis' size that all tensors in ``x`` share."""
+    # None for a scalar, which has no rows: as a size of 0 it would pass for an empty batch.
     sizes = {leaf.shape[0] if leaf.ndim else None for leaf in latent_leaves(x) if isinstance(leaf, Tensor)}
     if len(sizes) != 1 or None in sizes:
         found = "no tensor" if not sizes else f"first axes of sizes {sorted(map(str, sizes))}"
@@ -92,12 +95,14 @@ def _batch_size(x: Any) -> int:
     return int(next(iter(sizes)) or 0)
 
 
-def _digest(x: Any) -> str:
+def digest_of(leaves: Iterable[Any]) -> str:
+    """Sixteen hexadecimal digits that tell these values from others."""
     state = hashlib.sha256()
-    for leaf in latent_leaves(x):
+    for leaf in leaves:
         if isinstance(leaf, Tensor):
             # Bytes, whatever the dtype: NumPy has no bfloat16.
             state.update(leaf.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         else:
             state.update(repr(leaf).encode())
+    # 64 bits: a mix-up of data is to be seen by it, not an attack to be withstood.
     return state.hexdigest()[:16]

@@ -12,8 +12,8 @@ from iwbounds.certificates import BettingCertificate
 from iwbounds.checks import check_whole_number
 from iwbounds.engine import estimate
 from iwbounds.evidence.progress import Progress
+from iwbounds.evidence.streaming import means_of_calls
 from iwbounds.evidence.weighted import Weighted
-from iwbounds.logspace.mean import log_mean_exp
 from iwbounds.proposals.base import ExtendedProposal, LogJoint, Proposal
 
 __all__ = ["CertifiedEvidence", "certify"]
@@ -46,6 +46,7 @@ class CertifiedEvidence:
     @property
     def gap(self) -> Tensor:
         """``(*batch)``: log evidence minus its certified lower bound, inf where no weight is above zero."""
+        # −inf − (−inf), of a datum without a weight above zero, is NaN: an unknown gap is an infinite one.
         return (self.log_evidence - self.lower).nan_to_num(nan=torch.inf, posinf=torch.inf)
 
     def __str__(self) -> str:
@@ -123,6 +124,7 @@ def certify(
             else:
                 _randomise(weighted, certificate, count, per_call, chunk_size)
             found = certificate.log_evidence(), certificate.lower()
+            # The same NaN compares False here, so that such a datum is drawn for until the samples run out.
             reached = bool((found[0] - found[1] < tolerance).all())
             bar.advance(look * per_call - bar.done, f"gap {(found[0] - found[1]).max().item():.3f}")
             if reached or look == most:
@@ -148,13 +150,9 @@ def _randomise(
     weighted: Weighted, certificate: BettingCertificate, count: int, per_call: int, chunk_size: int | None
 ) -> None:
     """So many more calls of the proposal; the mean weight of each is one bet."""
-    means = []
-    for _ in range(count):
-        log_w = weighted.log_weights(weighted.proposal.sample((per_call,)), chunk_size)
-        # The draws of one call depend on each other: together they are one unbiased, non-negative estimate, hence one
-        # bet.
-        means.append(log_mean_exp(log_w.double(), dim=0))
-    certificate.add(torch.stack(means))
+    calls = weighted.calls(count * per_call, per_call)
+    # Averaged call by call: the certificate keeps one number of each, not all their weights.
+    certificate.add(torch.cat([means_of_calls(weighted.log_weights(z, chunk_size), per_call) for z in calls]))
 
 
 def _draw(weighted: Weighted, certificate: BettingCertificate, count: int, chunk_size: int | None) -> None:

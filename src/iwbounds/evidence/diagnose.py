@@ -88,6 +88,7 @@ class Diagnosis:
             table["model, any of these" if table else "model"] = self.model_snr
         if not table:
             return []
+        # The rows differ: VIMCO has no K = 1, and a stratified mixture multiples of J alone.
         counts = sorted({k for row in table.values() for k in row})
         head = f"{'signal/noise of the gradient':<40}" + "".join(f"{f'K = {k}':>10}" for k in counts)
         lines = [
@@ -97,6 +98,7 @@ class Diagnosis:
 
     def plot(self, axes: Any = None) -> Any:
         """Bounds and signal-to-noise ratios against K (matplotlib): see :func:`iwbounds.plots.plot_diagnosis`."""
+        # Here, not above: matplotlib is optional, and the pictures stand on a floor over this one.
         from iwbounds.plots.diagnosis import plot_diagnosis
 
         return plot_diagnosis(self, axes)
@@ -151,6 +153,7 @@ def diagnose(
     if not counts or counts[0] < 1 or repeats < 2:
         raise ValueError(f"expected num_samples of at least 1 and repeats >= 2; got {num_samples!r} and {repeats}.")
     log_w = _log_weights(Weighted.of(*model(x)), counts[-1])
+    # By datum: one NaN in a batch would make every mean of the table NaN.
     finite = (~(log_w.isnan() | log_w.isposinf())).all(0)
     # Thirty gradients at K = 1000 would take longer than all the rest, and say what K = 100 says.
     few = [k for k in counts if k <= _LARGEST_FOR_GRADIENTS]
@@ -169,6 +172,7 @@ def diagnose(
 def _log_weights(weighted: Weighted, count: int) -> Tensor:
     """``(count, data)`` float64, in pieces where the draws are independent."""
     parts: list[Tensor] = []
+    # Dependent draws are even (stratified, quasi-random) as one call only.
     whole = not weighted.proposal.independent
     step = count if whole else min(16, count)
     while count:
@@ -177,6 +181,7 @@ def _log_weights(weighted: Weighted, count: int) -> Tensor:
             estimate(weighted.log_joint, weighted.proposal, num_samples=step).log_weights.reshape(step, -1).double()
         )
         count -= step
+        # The batch is known from the first piece on.
         step = max(16, _ELEMENTS // max(1, parts[0].shape[1]))
     return torch.cat(parts)
 
@@ -190,6 +195,7 @@ def _row(log_w: Tensor, count: int, ratio: Tensor) -> Row:
     jackknife = Jackknife(1)(grouped).mean().item() if count > 1 else math.nan
     error = (iwae.std() / math.sqrt(groups)).item() if groups > 1 else math.nan
     shape = pareto_k(grouped).flatten()
+    # NaN where a group has fewer than 25 samples, or dead weights in its tail: the median is of what is known.
     shape = shape[~shape.isnan()]
     return Row(
         count,
@@ -198,6 +204,7 @@ def _row(log_w: Tensor, count: int, ratio: Tensor) -> Row:
         jackknife,
         effective_sample_size(grouped).flatten().median().item(),
         shape.median().item() if len(shape) else math.nan,
+        # Domke and Sheldon's theorem 3: K (log p(x) − E IWAE_K) tends to Var(w)/(2 p²).
         ratio.mean().item() / (2 * count),
     )
 
@@ -243,6 +250,7 @@ def gradient_snr(
     if repeats < 2 or not leaves:
         raise ValueError(f"expected repeats >= 2 and at least one parameter; got {repeats} and {len(leaves)}.")
     first = _gradient(build, leaves, bound, gradient, num_samples)
+    # The first gradient's own difference is 0: it is one of the repeats, and adds nothing to the sums.
     total, squares = torch.zeros_like(first), 0.0
     for _ in range(repeats - 1):
         # Relative to the first: a variance far below the square of the mean keeps its digits.
@@ -267,8 +275,10 @@ def _gradient(
 ) -> Tensor:
     with torch.enable_grad():
         value = estimate(*build(), bound, gradient, num_samples=num_samples).value.mean()
+        # A parameter that this bound does not reach has a gradient of 0, and is no error.
         grads = torch.autograd.grad(value, leaves, allow_unused=True)
     flat = [torch.zeros_like(p) if g is None else g for p, g in zip(leaves, grads, strict=True)]
+    # float64: the variance is what is left of large sums of squares.
     return torch.cat([g.detach().flatten().double() for g in flat])
 
 
@@ -324,6 +334,7 @@ def _possible(proposal: Proposal, gradient: Gradient, counts: list[int]) -> list
 def _draws(proposal: Proposal, count: int) -> bool:
     try:
         proposal.sample((count,))
+    # What refuses a number of samples raises this; any other error is a fault of the model, and goes on.
     except ValueError:
         return False
     return True
@@ -331,21 +342,19 @@ def _draws(proposal: Proposal, count: int) -> bool:
 
 def _proposal_parameters(model: object, weighted: Weighted) -> list[Tensor]:
     """The module's parameters that the draws or log q depend on."""
-    return _found(model, lambda: sum(part.sum() for part in _log_q(weighted)))
+    proposal = weighted.proposal
+    return _found(model, lambda: sum(part.sum() for part in proposal.log_prob_parts(_sample(proposal))))
 
 
 def _model_parameters(model: object, weighted: Weighted) -> list[Tensor]:
     """The module's parameters that log p(x, z) depends on at fixed z."""
 
     def log_p() -> Tensor:
+        # Detached: log p also depends on the proposal's parameters, but through z alone.
         z = map_latents(Tensor.detach, weighted.visible(_sample(weighted.proposal)))
         return weighted.of_z(z).sum()
 
     return _found(model, log_p)
-
-
-def _log_q(weighted: Weighted) -> list[Tensor]:
-    return weighted.proposal.log_prob_parts(_sample(weighted.proposal))
 
 
 def _sample(proposal: Proposal) -> Latents:

@@ -114,6 +114,7 @@ def evaluate(
     (1.266, 1.289)
     """
     if bound.chooses_num_samples:
+        # What all data draw; those few that draw a higher level are evaluated anew, in _at_levels.
         num_samples = bound.at_level(0).min_samples  # type: ignore[attr-defined]
     per_call = 1 if samples_per_randomisation is None else samples_per_randomisation
     path = None if state_file is None else Path(state_file)
@@ -129,7 +130,9 @@ def evaluate(
 
     if process_group is None:
         return part(first_datum, seed, path, progress).report()
+    # Ranks that differ in any of these would put two evaluations into one report: compared before any work is done.
     shared: dict[str, object] = {"bound": bound, "num_samples": num_samples, "confidence": confidence, "seed": seed}
+    # Of the state file whether there is one: its path may be another on each machine.
     shared |= {"first_datum": first_datum, "first_sample": first_sample, "state_file": path is not None}
     shared |= {"samples_per_randomisation": per_call}
     ranks = Ranks(process_group, lambda: own_count(data), **shared, model=fingerprint(model))
@@ -144,9 +147,10 @@ def _evaluate(model: Model, data: Any, state: State, first: int, show: bool) -> 
                 if state.holds(batch):
                     bar.advance(batch.size, state.note())
                 else:
-                    _evaluate_batch(model, batch, state.plan, state, bar)
+                    _evaluate_batch(model, batch, state, bar)
             state.finish()
         finally:
+            # After an error or an interruption too: the next call goes on from what is finished.
             state.save()
     return state
 
@@ -178,6 +182,7 @@ def _check(
 
 
 def _check_mode(model: nn.Module) -> None:
+    # Private bases, but the only ones that all variants (SyncBatchNorm, AlphaDropout, …) have in common.
     moody = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
     for name, module in model.named_modules():
         if isinstance(module, moody) and module.training:
@@ -187,13 +192,9 @@ def _check_mode(model: nn.Module) -> None:
             )
 
 
-def _evaluate_batch(
-    model: Model,
-    batch: Batch,
-    plan: Plan,
-    state: State,
-    bar: Progress,
-) -> None:
+def _evaluate_batch(model: Model, batch: Batch, state: State, bar: Progress) -> None:
+    plan = state.plan
+    # A model may draw while it is called (random features, a mini-batch): the same numbers in every evaluation.
     with plan.seeded(batch, "model"):
         weighted = Weighted.of(*model(batch.x))
     sums = state.resumed(batch)
@@ -202,12 +203,14 @@ def _evaluate_batch(
     while sums.count < plan.num_samples:
         first = plan.first + sums.count
         size = min(rows, plan.stop - first)
+        # By the number of the block, not by how many came before in this process: a resumed run meets the same draws.
         with plan.seeded(batch, first // rows):
             log_w, shared = _log_weights(weighted, size, plan.chunk_size)
         _check_batch(log_w, size, batch)
         sums = sums.added(log_w, shared, plan)
         bar.advance(batch.size * size / plan.num_samples, state.note())
         state.note_partial(batch, sums)
+    # SUMO and U-MLMC draw here, from a seed of their own: not from where the samples have left the generator.
     with plan.seeded(batch, "bound"):
         independent = weighted.proposal.independent
         values = _values(model, batch, plan, sums, independent)
@@ -218,6 +221,7 @@ def _evaluate_batch(
 def _report(
     batch: Batch, plan: Plan, sums: Sums, values: Tensor | None, refusals: set[str], independent: bool
 ) -> EvidenceReport:
+    # State has drawn one, or found it in the file, where the caller gave none.
     assert plan.seed is not None
     return EvidenceReport(
         index=torch.arange(batch.start, batch.stop),
@@ -232,6 +236,7 @@ def _report(
         batches=((batch.start, batch.stop, batch.digest),),
         draws=((plan.seed, plan.first, plan.stop),),
         samples_per_randomisation=plan.per_call,
+        # What the weights are then, means of separate calls, is independent.
         independent=independent or plan.per_call > 1,
     )
 
@@ -240,6 +245,7 @@ def _values(model: Model, batch: Batch, plan: Plan, sums: Sums, independent: boo
     """Of a bound that sums of weights do not give."""
     if plan.streams:
         return None
+    # float64, as the sums that give IWAE: bounds of one run differ by less than float32 rounds.
     log_w = torch.cat(sums.kept).double()
     if plan.bound.chooses_num_samples:
         return _at_levels(model, batch, plan, log_w, independent).cpu()
@@ -253,8 +259,10 @@ def _at_levels(model: Model, batch: Batch, plan: Plan, log_w: Tensor, independen
         raise ValueError(f"{bound!r} is exact for independent samples; got a proposal with independent=False.")
     levels = torch.tensor([bound.draw_level() for _ in range(batch.size)])
     values = log_w.new_empty(batch.size)
+    # Data of one level together: a call of the model for each level, not for each datum.
     for level in sorted(set(levels.tolist())):
         rows, one = (levels == level).nonzero().squeeze(1).to(log_w.device), bound.at_level(level)
+        # Level 0 uses the samples that all data have; a higher one takes more, drawn for its data alone.
         if level:
             part = map_latents(lambda leaf, rows=rows: leaf[rows] if isinstance(leaf, Tensor) else leaf, batch.x)
             values[rows] = one(_log_weights(Weighted.of(*model(part)), one.min_samples, plan.chunk_size)[0].double())
@@ -286,6 +294,7 @@ def _sample_block(batch: Batch, plan: Plan) -> int:
         return _whole_calls(plan)
     devices = {leaf.device.type for leaf in latent_leaves(batch.x) if isinstance(leaf, Tensor)}
     rows = _ROWS["cpu" if devices == {"cpu"} else "other"]
+    # torch fills normals 16 at a time; and between blocks, none of them long, the state may be written.
     block = min(1000, max(16, rows // batch.size))
     if plan.first % block:
         raise ValueError(

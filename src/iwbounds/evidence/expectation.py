@@ -20,7 +20,15 @@ from iwbounds.checks import Latents, latent_leaves, map_latents
 from iwbounds.diagnostics import tail_size
 from iwbounds.evidence.weighted import Weighted
 from iwbounds.logspace.mean import finite_or_zero
-from iwbounds.posterior import Expectation, check_values, expanded, pareto_smoothed_tail, take_samples, without_error
+from iwbounds.posterior import (
+    Expectation,
+    check_values,
+    expanded,
+    expectation_of,
+    pareto_smoothed_tail,
+    take_samples,
+    without_error,
+)
 from iwbounds.proposals.base import ExtendedProposal, LogJoint, Proposal
 
 __all__ = ["posterior_expectation"]
@@ -191,6 +199,4 @@ class _Moments:
             log_w, values = self._kept
             self._sum(pareto_smoothed_tail(log_w), values)
         # 0/0, for a datum without a weight, is NaN: nothing is known of its posterior.
-        pairs = map_latents(lambda sums: sums.result(self._total, self._squares), self._sums)
-        means = map_latents(lambda _, pair: pair[0], self._sums, pairs)
-        return Expectation(means, map_latents(lambda _, pair: pair[1], self._sums, pairs))
+        return expectation_of(lambda sums: sums.result(self._total, self._squares), self._sums)

@@ -74,7 +74,7 @@ def check_health(estimate: Estimate | Tensor) -> Health:
     """
     health = _examined(estimate)
     if not health.healthy:
-        _warn(health.complaints, stacklevel=3)
+        _warn(health.complaints)
     return health
 
 
@@ -102,15 +102,17 @@ class HealthMonitor:
         """Take one estimate into account."""
         health = _examined(estimate)
         self.unhealthy_in_a_row = 0 if health.healthy else self.unhealthy_in_a_row + 1
+        # Once: an ill proposal stays ill, and a warning at every step would bury all else in the log.
         if self.unhealthy_in_a_row >= self.patience and not self.warned:
             self.warned = True
-            _warn((f"{self.patience} estimates in a row, the last: {health}",), stacklevel=3)
+            _warn((f"{self.patience} estimates in a row, the last: {health}",))
         return health
 
 
 def _examined(estimate: Estimate | Tensor) -> Health:
     log_w = estimate if isinstance(estimate, Tensor) else estimate.log_weights
     count = len(log_w)
+    # Medians: a few data that the proposal misses are no collapse of it.
     ess = effective_sample_size(log_w).flatten().median().item()
     shape = pareto_k(log_w).flatten().median().item() if count >= _FEWEST_FOR_SHAPE else math.nan
     return Health(ess, count, shape, tuple(_complaints(ess, count, shape)))
@@ -119,8 +121,10 @@ def _examined(estimate: Estimate | Tensor) -> Health:
 def _complaints(ess: float, count: int, shape: float) -> list[str]:
     # Without numbers that change: Python shows a warning once per line of code as long as its text is the same.
     found = []
+    # First: NaN fails every comparison below, and would pass for health.
     if math.isnan(ess):
         found.append("log-weights are NaN (find them with iwbounds.testing.check_contract)")
+    # For few samples a twentieth of the way from 1 to K: an ESS of 2 is good at K = 3.
     elif count > 1 and ess <= min(2.0, 1 + (count - 1) / 20):
         found.append(f"one sample of {count} carries the estimate")
     if shape > pareto_k_threshold(count):
@@ -128,10 +132,10 @@ def _complaints(ess: float, count: int, shape: float) -> list[str]:
     return found
 
 
-def _warn(complaints: tuple[str, ...], stacklevel: int) -> None:
+def _warn(complaints: tuple[str, ...]) -> None:
     warnings.warn(
         f"{'; '.join(complaints)}. The bound says little about log p(x), and its gradient little about the proposal. "
         "Take a smaller learning rate, start from a proposal fitted with the ELBO, or raise num_samples.",
         UnhealthyWeights,
-        stacklevel=stacklevel + 1,
+        stacklevel=3,  # the line that called check_health or the monitor, for Python's "once per line"
     )

@@ -41,6 +41,7 @@ class Interval:
     """What ``lower`` cannot exceed, whatever the truth: log(K + 1) for mutual information without a reverse model (the
     form of InfoNCE). A lower bound close to it says that K is too small, not that the truth is there."""
 
+    # Without an annotation, so that it is no field: the same for every interval.
     directions = (Direction.LOWER, Direction.UPPER)
     """Of the two expectations. A single estimate is off by its standard error."""
 
@@ -122,6 +123,7 @@ def mutual_information_bounds(
     >>> bool((i.lower - 0.3466).abs() < 0.05), bool((i.upper - i.lower).abs() < 1e-4), i.cap
     (True, True, inf)
     """
+    # K = 0 is the bound of Barber and Agakov, which needs a reverse model.
     count = _checked_aux(q, num_aux, 0 if q.has_reverse else 1)
 
     def sides(z: Tensor, psi: Tensor) -> tuple[Tensor, Tensor]:
@@ -134,6 +136,8 @@ def mutual_information_bounds(
             return lower, torch.full_like(lower, torch.inf)
         return lower, log_conditional - q.log_prob_lower(z, count)
 
+    # The pair's own ψ is one of the K + 1 in the mean: U ≥ log q(z | ψ₀) − log(K + 1) for every single pair, and the
+    # lower side cannot be more than that difference.
     return _average(q, sides, num_samples, chunk_size, math.inf if q.has_reverse else math.log(count + 1))
 
 

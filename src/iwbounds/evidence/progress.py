@@ -29,6 +29,7 @@ class Progress:
         """So much more is done."""
         self.done += amount
         if self._bar is not None:
+            # update draws the bar anyway: once for both.
             self._bar.set_postfix_str(note, refresh=False)
             self._bar.update(amount)
         elif self._plain and time.monotonic() - self._printed > _EVERY:

@@ -22,6 +22,7 @@ __all__ = ["EvidenceReport", "write_atomically"]
 _LEVELS = (0.05, 0.5, 0.95)
 
 
+# eq=False: tensors compare elementwise, and the == that dataclass writes would raise.
 @dataclass(frozen=True, eq=False)
 class EvidenceReport:
     """The result of :func:`iwbounds.evaluate`; per-datum fields are ``(N,)``, on the CPU, ordered by ``index``.
@@ -82,6 +83,7 @@ class EvidenceReport:
         """``(N,)`` float64 nats: the bound's value for each datum."""
         return self.weights.log_mean() if self.bound_values is None else self.bound_values
 
+    # A cached_property writes into __dict__, past what frozen forbids; safe, as no field ever changes.
     @cached_property
     def nll(self) -> float:
         """Mean over the data of −log evidence, in nats: never below the truth in expectation for a lower bound."""
@@ -101,6 +103,7 @@ class EvidenceReport:
         """
         if not self.independent:
             return math.nan
+        # Var(log p̂_i) ≈ Var(w)/(K p²) = 1/ESS_i − 1/K; equal weights may leave it below 0 by rounding.
         return ((1 / self.ess - 1 / self.weights.count).clamp_min(0).sum().sqrt() / self.num_data).item()
 
     @property
@@ -156,6 +159,7 @@ class EvidenceReport:
     @property
     def num_untrusted(self) -> int:
         """Data whose k̂ is above the threshold."""
+        # NaN, of too few samples, compares False: unknown is not counted as bad.
         return int((self.pareto_k > self.pareto_k_threshold).sum())
 
     @property
@@ -229,6 +233,7 @@ class EvidenceReport:
 
     def plot(self, axes: Any = None) -> Any:
         """The report as a figure (matplotlib): see :func:`iwbounds.plots.plot_report`."""
+        # Here, not above: matplotlib is optional, and the pictures stand on a floor over this one.
         from iwbounds.plots.report import plot_report
 
         return plot_report(self, axes)
@@ -254,6 +259,7 @@ class EvidenceReport:
     def state_dict(self) -> dict[str, Any]:
         """Tensors, numbers and strings, for ``torch.save``."""
         state = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        # Plain values in place of our classes, which loading with weights_only refuses.
         return state | {"weights": self.weights.state_dict(), "direction": self.direction.value}
 
     @classmethod
@@ -273,7 +279,9 @@ class EvidenceReport:
         Raises:
             ValueError: the evaluation that wrote the file has not finished.
         """
+        # weights_only: a report may come from anywhere, and unpickling could run whatever is in it.
         state = torch.load(path, weights_only=True)
+        # Only a state file has the entry; what save wrote is finished.
         if not state.get("finished", True):
             raise ValueError(f"expected a finished report in {path}; the evaluation stopped early: run it to its end.")
         return cls.from_state_dict(state["report"])
@@ -351,6 +359,7 @@ def _side_by_side(first: StreamingWeights, second: StreamingWeights, order: Tens
     capacity = min(first.capacity, second.capacity)
     largest = None
     if first.largest is not None and second.largest is not None:
+        # One tensor holds the tails of all data: as long as the shorter of the two.
         kept = min(len(first.largest), len(second.largest))
         largest = torch.cat([first.largest[:kept], second.largest[:kept]], dim=1)[:, order]
     return StreamingWeights(**parts, count=first.count, largest=largest, capacity=capacity)
@@ -381,6 +390,7 @@ def _other_samples(first: EvidenceReport, second: EvidenceReport) -> EvidenceRep
 
 
 def _overlap(first: tuple[tuple[int, int, int], ...], second: tuple[tuple[int, int, int], ...]) -> bool:
+    # The same seed and a sample number in common: the same draws, which would count twice.
     return any(a[0] == b[0] and max(a[1], b[1]) < min(a[2], b[2]) for a in first for b in second)
 
 

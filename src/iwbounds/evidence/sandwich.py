@@ -31,13 +31,14 @@ from iwbounds.bounds.iwae import IWAE
 from iwbounds.bounds.reverse import ReverseIWAE
 from iwbounds.certificates import check_confidence, lower_confidence_bound
 from iwbounds.checks import Latents, check_latents, check_whole_number
+from iwbounds.evidence.streaming import means_of_calls
 from iwbounds.evidence.weighted import Weighted
-from iwbounds.logspace.mean import finite_maximum, log_mean_exp
+from iwbounds.logspace.mean import finite_maximum
 from iwbounds.proposals.base import ExtendedProposal, LogJoint, Proposal
 
 __all__ = ["Sandwich", "Side", "sandwich"]
 
-_MAX_STEPS = 200
+_MAX_STEPS = 200  # halvings alone would need fewer
 _BATCHES = 50
 
 
@@ -195,11 +196,12 @@ def sandwich(
         IWAE()(log_w),
         Direction.LOWER,
         errors.of_draws(log_w),
-        lower_confidence_bound(_means(log_w, per_call), confidence) if errors.independent else None,
+        lower_confidence_bound(means_of_calls(log_w, per_call), confidence) if errors.independent else None,
     )
     upper = Side(
         ReverseIWAE()(reverse),
         Direction.UPPER,
+        # Of the log-mean of 1/w, whose sign the upper side turns: the error is the same.
         errors.of_posterior(-reverse),
         # The same bet on 1/w, whose mean over the posterior is 1/p(x); chain draws are not independent, and nothing is
         # bet.
@@ -239,13 +241,6 @@ def _per_call(num_samples: int, samples_per_randomisation: int | None) -> int:
     return size
 
 
-def _means(log_x: Tensor, per_call: int) -> Tensor:
-    """Log-means of ``per_call`` successive draws each."""
-    if per_call == 1:
-        return log_x
-    return log_mean_exp(log_x.reshape(-1, per_call, *log_x.shape[1:]), dim=1)
-
-
 def _check_weights(log_w: Tensor, reverse: Tensor) -> None:
     """One impossible number would make both sides void in silence."""
     if log_w.shape[1:] != reverse.shape[1:]:
@@ -259,6 +254,7 @@ def _check_weights(log_w: Tensor, reverse: Tensor) -> None:
             f"expected log-weights below +inf and not NaN at draws of the proposal; {bad} of {log_w.numel()} are not. "
             "Find them with iwbounds.testing.check_contract."
         )
+    # +inf is allowed: where q is 0, 1/w is 0, a value like any other.
     bad = int((reverse.isnan() | reverse.isneginf()).sum())
     if bad:
         raise ValueError(
@@ -290,7 +286,7 @@ class _Errors:
 
     def of_draws(self, log_x: Tensor) -> Tensor:
         """Of the log-mean of x at the proposal's draws."""
-        error = _relative_error(_means(log_x, self.per_call), _iid_variance)
+        error = _relative_error(means_of_calls(log_x, self.per_call), _iid_variance)
         return error if self.independent else torch.full_like(error, torch.nan)
 
     def of_posterior(self, log_x: Tensor) -> Tensor:
@@ -329,9 +325,11 @@ def _bridge(log_w: Tensor, reverse: Tensor, errors: _Errors) -> Side:
     """The root in log r, and its error: that of the two sums at the root, as the iteration is stationary there."""
     shift = math.log(len(reverse) / len(log_w))  # log s₁/s₂
     alive = ~log_w.isneginf().all(0) & ~reverse.isposinf().all(0)
+    # Weights of 1 keep the iteration of such a datum finite; its result is thrown away below.
     log_w, reverse = log_w.masked_fill(~alive, 0.0), reverse.masked_fill(~alive, 0.0)
     root = _root(log_w + shift, reverse + shift)
     draws, posterior = logsigmoid(log_w + shift - root), logsigmoid(root - shift - reverse)
+    # log r is the difference of two log-means of independent draws: their variances add (Frühwirth-Schnatter 2004).
     error = (errors.of_draws(draws).square() + errors.of_posterior(posterior).square()).sqrt()
     return Side(root.masked_fill(~alive, torch.nan), Direction.NONE, error.masked_fill(~alive, torch.nan))
 
@@ -339,6 +337,7 @@ def _bridge(log_w: Tensor, reverse: Tensor, errors: _Errors) -> Side:
 def _root(draws: Tensor, posterior: Tensor) -> Tensor:
     """u with Σ σ(draws − u) = Σ σ(u − posterior): Newton's steps inside a bracket, halved where they leave it."""
     both = torch.cat([draws, posterior])
+    # 50 nats outside of all draws one sum is its count, and the other e^−50 of it: the root lies between.
     low = both.masked_fill(both.isneginf(), torch.inf).amin(0) - 50
     high = both.masked_fill(both.isposinf(), -torch.inf).amax(0) + 50
     u = (low + high) / 2
@@ -346,6 +345,7 @@ def _root(draws: Tensor, posterior: Tensor) -> Tensor:
         # Logs of the sums: of sets of draws that are far apart, both sums would underflow.
         (left, fall), (right, rise) = _log_sum(draws - u), _log_sum(u - posterior)
         low, high = torch.where(left > right, u, low), torch.where(left < right, u, high)
+        # Where all σ are saturated the slope is 0: such a step leaves the bracket, and is halved instead.
         step = (left - right) / (fall + rise).clamp_min(1e-300)
         if bool((step.abs() <= 1e-12 * (1 + u.abs())).all()):
             break

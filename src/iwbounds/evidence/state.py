@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from dataclasses import dataclass, replace
@@ -15,10 +14,9 @@ from torch import Tensor, nn
 from iwbounds.bounds.base import Bound
 from iwbounds.bounds.iwae import IWAE
 from iwbounds.diagnostics import tail_size
-from iwbounds.evidence.batches import Batch
+from iwbounds.evidence.batches import Batch, digest_of
 from iwbounds.evidence.report import EvidenceReport, write_atomically
-from iwbounds.evidence.streaming import StreamingWeights
-from iwbounds.logspace.mean import log_mean_exp
+from iwbounds.evidence.streaming import StreamingWeights, means_of_calls
 from iwbounds.seeding import derived_seed, forked_rng
 
 __all__ = ["Plan", "State", "Sums", "fingerprint", "merged"]
@@ -26,6 +24,7 @@ __all__ = ["Plan", "State", "Sums", "fingerprint", "merged"]
 _EVERY = 5.0  # seconds between writes
 
 
+# Not frozen: State writes the seed into it, which it draws or finds in the file.
 @dataclass
 class Plan:
     """What is evaluated, without the model and the data."""
@@ -91,19 +90,14 @@ class Sums:
         if not self.pending:
             return self
         log_w = torch.cat(self.pending)
+        new = StreamingWeights.of(means_of_calls(log_w, self.per_call), self.weights.capacity)
         return replace(
             self,
-            weights=self.weights.merged(_on_cpu(StreamingWeights.of(self._units(log_w), self.weights.capacity))),
+            weights=self.weights.merged(_on_cpu(new)),
             dead=self.dead + log_w.isneginf().sum(0).cpu(),
             bad=self.bad + (log_w.isnan() | log_w.isposinf()).sum(0).cpu(),
             pending=(),
         )
-
-    def _units(self, log_w: Tensor) -> Tensor:
-        """What is independent: the weights, or the mean weight of each randomisation."""
-        if self.per_call == 1:
-            return log_w
-        return log_mean_exp(log_w.double().reshape(-1, self.per_call, *log_w.shape[1:]), dim=1)
 
 
 class State:
@@ -127,10 +121,12 @@ class State:
             # everywhere.
             plan.seed = int.from_bytes(os.urandom(4), "big") >> 1
         self._of["seed"] = plan.seed
+        # After loading: also what an earlier process has finished.
         self._digests = {start: (stop, digest) for part in self._parts for start, stop, digest in part.batches}
 
     def _load(self, path: Path) -> None:
         state = torch.load(path, weights_only=True)
+        # Without a seed of the caller's any will do: the file's draws are the ones to go on with.
         expected = self._of if self.plan.seed is None else self._of | {"seed": self.plan.seed}
         # Continuing another model's evaluation would mix two evidences in one report.
         other = [name for name, value in expected.items() if state["of"][name] != value]
@@ -148,6 +144,7 @@ class State:
         """Whether the batch is done, by its index; the values under that index must be the same."""
         self._seen.add(batch.start)
         known, partial = self._digests.get(batch.start), self.partial
+        # A batch half done is not among the finished ones, but its sums are of these values too.
         begun = partial is not None and partial["start"] == batch.start and partial["digest"] != batch.digest
         if begun or known not in (None, (batch.stop, batch.digest)):
             raise ValueError(
@@ -220,6 +217,7 @@ class State:
             return
         report = self.report().state_dict() if self._parts else None
         if self._begun is not None:
+            # What is pending is in no sum yet, and may be on a GPU.
             batch, sums = self._begun[0], self._begun[1].flushed()
             self.partial = {"start": batch.start, "digest": batch.digest, "weights": sums.weights.state_dict()}
             self.partial |= {"dead": sums.dead, "bad": sums.bad, "shared": sums.shared}
@@ -239,13 +237,9 @@ def merged(parts: list[EvidenceReport]) -> EvidenceReport:
 
 def fingerprint(model: object) -> str:
     """Of a module's parameters and buffers, so that a state file is not continued with other ones."""
-    digest = hashlib.sha256()
-    if isinstance(model, nn.Module):
-        for name, value in sorted(model.state_dict().items()):
-            digest.update(name.encode())
-            if isinstance(value, Tensor):
-                digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
+    # Of a bare function nothing can be seen: its state file goes by options and data alone.
+    entries = sorted(model.state_dict().items()) if isinstance(model, nn.Module) else []
+    return digest_of(part for entry in entries for part in entry)
 
 
 def _on_cpu(weights: StreamingWeights) -> StreamingWeights:

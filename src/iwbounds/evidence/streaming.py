@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from iwbounds.diagnostics import pareto_k_of_largest, tail_size
-from iwbounds.logspace.mean import finite_maximum, finite_or_zero, promoted
+from iwbounds.logspace.mean import finite_maximum, finite_or_zero, log_mean_exp, promoted
 
-__all__ = ["StreamingWeights"]
+__all__ = ["StreamingWeights", "means_of_calls"]
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,7 @@ class StreamingWeights:
             )
         # The larger maximum of the two, so that one factor is 1 and the other at most 1: nothing overflows.
         maximum = torch.maximum(self.maximum, other.maximum)
+        # A state without a living weight has the maximum −inf, and −inf − (−inf) is NaN: 0 stands in for it.
         mine, theirs = ((finite_or_zero(s.maximum) - finite_or_zero(maximum)).exp() for s in (self, other))
         mine, theirs = _dead_to_zero(mine, self), _dead_to_zero(theirs, other)
         return StreamingWeights(
@@ -120,6 +121,16 @@ class StreamingWeights:
     def from_state_dict(cls, state: dict[str, Any]) -> StreamingWeights:
         """The state that :meth:`state_dict` wrote."""
         return cls(**state)
+
+
+def means_of_calls(log_w: Tensor, per_call: int) -> Tensor:
+    """What is independent of ``(K, *batch)`` log-weights: these, or the log-mean of each ``per_call`` successive ones.
+
+    The draws of one call depend on each other; together they are one unbiased, non-negative estimate.
+    """
+    if per_call == 1:
+        return log_w
+    return log_mean_exp(log_w.double().reshape(-1, per_call, *log_w.shape[1:]), dim=1)
 
 
 def _dead_to_zero(scale: Tensor, state: StreamingWeights) -> Tensor:

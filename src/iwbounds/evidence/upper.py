@@ -84,6 +84,7 @@ def upper_bound(
 
 
 def _log_weights(log_joint: LogJoint, proposal: Proposal, z: Latents) -> Tensor:
+    # Not by way of estimate, whose backward is that of an estimator: here the bound's own derivative is wanted.
     first, *others = proposal.log_prob_parts(z)
     log_q: Tensor = sum(others, first)
     return check_log_joint(log_joint(z), log_q) - log_q

@@ -93,6 +93,7 @@ class Weighted:
             # Draws from elsewhere are nobody's own tensors: slices of them are as good.
             chunks = latents_in_chunks(z, chunk_size)
             return torch.cat([estimate(self.log_joint, self.proposal, samples=c).log_weights for c in chunks])
+        # With the user's log-joint: what else s has is completed by the proposal, with densities of its own.
         return torch.cat([self.given.posterior_log_weights(self.of_z, c) for c in latents_in_chunks(z, chunk_size)])
 
 

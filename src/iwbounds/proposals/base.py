@@ -9,9 +9,9 @@ from typing import Any, TypeAlias
 
 from torch import Tensor
 
-from iwbounds.checks import Latents, check_structure, latent_leaves, map_latents
+from iwbounds.checks import Latents, latent_leaves, matched_parts
 
-__all__ = ["ExtendedProposal", "LogJoint", "LogProb", "Proposal", "cannot"]
+__all__ = ["ExtendedProposal", "LogJoint", "LogProb", "Proposal", "cannot", "first_part"]
 
 LogJoint: TypeAlias = Callable[[Latents], Tensor]
 """The user's log p(x, z): latents to ``(K, *batch)`` nats."""
@@ -114,12 +114,8 @@ class Proposal:
         """
         if isinstance(self.reparameterized, bool):
             return latent_leaves(latents)
-        # By structure first: zipping a tuple of three with flags of two would drop a part from the density.
-        check_structure(f"samples of {self.name}", latents, self.reparameterized)
-        parts: list[Tensor] = []
-        # The flags lead the walk, so that a part's place is that of its flag, whatever order a dict lists its keys in.
-        map_latents(lambda flag, z: parts.append(z) if flag is not None else None, self.reparameterized, latents)
-        return parts
+        # By structure, not by zip: flags of two would drop a part of a tuple of three from the density.
+        return matched_parts(f"samples of {self.name}", latents, self.reparameterized)
 
     def log_prob_parts(self, latents: Latents, log_prob: LogProb | None = None) -> list[Any]:
         """One log-density per part where ``reparameterized`` speaks of parts, else the one there is.
@@ -131,9 +127,7 @@ class Proposal:
         log_q = (log_prob or self.log_prob)(latents)
         if isinstance(self.reparameterized, bool):
             return [log_q]
-        check_structure(f"log_prob of {self.name}", log_q, self.reparameterized)
-        parts: list[Any] = []
-        map_latents(lambda flag, part: parts.append(part) if flag is not None else None, self.reparameterized, log_q)
+        parts = matched_parts(f"log_prob of {self.name}", log_q, self.reparameterized)
         # A None here would be dropped from the weight silently.
         other = [type(part).__name__ for part in parts if not isinstance(part, Tensor)]
         if other:
@@ -142,6 +136,11 @@ class Proposal:
                 f"drawn; got {other[0]} for one. Only parts with reparameterized=None have no log-density."
             )
         return parts
+
+
+def first_part(latents: Latents) -> Tensor:
+    """z of an extended latent that starts with it: what the user's log-joint receives."""
+    return latents[0]  # type: ignore[no-any-return]
 
 
 def cannot(proposal: Proposal, what: str, error: NotImplementedError) -> str:

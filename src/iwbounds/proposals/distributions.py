@@ -260,7 +260,7 @@ def has_moving_support(distribution: Distribution) -> bool:
         return True
     # Independent and mixtures pass the support of what they are made of on, and so may what is silent about its own;
     # others are taken at their word.
-    passed_on = support is None or _passes_support_on(distribution)
+    passed_on = support is None or isinstance(distribution, Independent | distributions.MixtureSameFamily)
     return passed_on and any(has_moving_support(layer) for layer in inner)
 
 
@@ -284,10 +284,6 @@ def _covers_the_line(distribution: Distribution) -> bool:
 def _inherits_support(distribution: TransformedDistribution) -> bool:
     """Whether the class declares no support of its own, as ``Gumbel`` and ``LogNormal`` do."""
     return type(distribution).support is TransformedDistribution.support
-
-
-def _passes_support_on(distribution: Distribution) -> bool:
-    return isinstance(distribution, Independent | distributions.MixtureSameFamily)
 
 
 def _image_moves(distribution: TransformedDistribution) -> bool:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from iwbounds.checks import Latents, check_log_joint
-from iwbounds.proposals.base import ExtendedProposal, LogJoint, Proposal
+from iwbounds.proposals.base import ExtendedProposal, LogJoint, Proposal, first_part
 from iwbounds.proposals.distributions import as_proposal
 
 __all__ = ["StratifiedMixture"]
@@ -128,9 +128,9 @@ class StratifiedMixture(ExtendedProposal):
             mean_score=None if self._log_pi is None else _MEAN_SCORE,
             needs_own_samples=any(isinstance(view, Proposal) and view.needs_own_samples for view in views),
             batch_shape=tuple(self.batch_shape),
-            visible=_z_alone,
+            visible=first_part,
         )
-        return lambda latents: log_joint(_z_alone(latents)), proposal
+        return lambda latents: log_joint(first_part(latents)), proposal
 
     def _stratified_log_prob(self, z: Tensor, stratum: Tensor) -> Tensor:
         """The mixture's log-density less log(J π_j) of the stratum."""
@@ -145,10 +145,6 @@ _MEAN_SCORE = (
     "it draws as many samples of every component, whatever the probabilities that its logits give, so that the mean of "
     "∂ log q is not zero (logits=None has it zero)"
 )
-
-
-def _z_alone(latents: Latents) -> Latents:
-    return latents[0]
 
 
 def _layout(components: list[Distribution], stacked: bool) -> tuple[torch.Size, int]:

@@ -61,7 +61,8 @@ class ErrorBudget:
         self._count += 1
         label = label or f"assertion {self._count}"
         # Σ 1/n² = π²/6: the shares add up to alpha, however many tests will ask.
-        share = Share(alpha=6 * self.alpha / (math.pi * self._count) ** 2, seed=self._seed(label))
+        alpha = 6 * self.alpha / (math.pi * self._count) ** 2
+        share = Share(alpha=alpha, seed=derived_seed(self.seed, self.name, self._count, label))
         self.spent += share["alpha"]
         print(f"{self.name}: {label}, alpha={share['alpha']!r}, seed={share['seed']}")
         return share
@@ -72,6 +73,3 @@ class ErrorBudget:
             raise ValueError(f"expected to split a budget into at least 1 part; got {count}.")
         names = [f"{self.name}[{index}]" for index in range(count)]
         return [ErrorBudget(self.alpha / count, derived_seed(self.seed, name), name) for name in names]
-
-    def _seed(self, label: str) -> int:
-        return derived_seed(self.seed, self.name, self._count, label)

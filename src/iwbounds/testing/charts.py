@@ -25,6 +25,7 @@ from torch.distributions.transforms import identity_transform
 from torch.nn.functional import logsigmoid
 
 from iwbounds.checks import Latents, latent_leaves, map_latents
+from iwbounds.posterior import expanded
 from iwbounds.proposals.base import Proposal
 from iwbounds.testing.densities import ContractError, log_proposal
 
@@ -33,6 +34,7 @@ __all__ = [
     "Points",
     "RoundedAwayError",
     "UnjudgedError",
+    "chosen_leaves",
     "flattened",
     "is_discrete",
     "replaced",
@@ -59,6 +61,11 @@ def is_discrete(z: Tensor) -> bool:
 def flattened(parts: Sequence[Tensor], leading: int) -> Tensor:
     """All parts side by side, ``(n, *batch, d)``; ``leading`` counts the sample and batch axes."""
     return torch.cat([z.reshape(*z.shape[:leading], -1) for z in parts], -1)
+
+
+def chosen_leaves(latents: Latents, chosen: Sequence[bool]) -> list[Tensor]:
+    """The leaves that are chosen, in order."""
+    return [z for z, is_chosen in zip(latent_leaves(latents), chosen, strict=True) if is_chosen]
 
 
 def replaced(latents: Latents, chosen: Sequence[bool], parts: Sequence[Tensor]) -> Latents:
@@ -214,7 +221,7 @@ class Coordinates:
         return points._replace(inside=points.inside & valid), log_q
 
     def _parts(self, latents: Latents) -> list[Tensor]:
-        return [z for z, chosen in zip(latent_leaves(latents), self._continuous, strict=True) if chosen]
+        return chosen_leaves(latents, self._continuous)
 
     def _raw(self, parts: Iterable[Tensor]) -> list[Tensor]:
         # In float64: the inverse of a chart, unlike the user's density, is ours, and must not add rounding of its own.
@@ -246,16 +253,17 @@ class Coordinates:
 
     def _standardise(self, reference: Latents) -> None:
         parts = self._parts(reference)
-        raw = flattened(self._raw(parts), self._leading)
-        self._sizes = [math.prod(x.shape[self._leading :]) for x in self._raw(parts)]
-        self._shapes = [x.shape[self._leading :] for x in self._raw(parts)]
+        own = self._raw(parts)
+        raw = flattened(own, self._leading)
+        self._shapes = [x.shape[self._leading :] for x in own]
+        self._sizes = [math.prod(shape) for shape in self._shapes]
         self._scale = torch.full(raw.shape[1:], torch.inf, dtype=torch.float64, device=raw.device)
         # Logarithms are in nats whatever their spread: a wide one does not make a clamped probability exact.
         most = [math.inf if chart is identity_transform else 1.0 for chart in self._charts]
         limits = [self._scale.new_full((size,), limit) for size, limit in zip(self._sizes, most, strict=True)]
         limit = self._unit = torch.cat(limits)
         for _ in range(2):  # the region depends on the scale, and the scale on the draws in the region
-            inside = self._inside(parts, self._raw(parts)).unsqueeze(-1)
+            inside = self._inside(parts, own).unsqueeze(-1)
             count = inside.sum(0)
             if (count < max(2, _LEAST_INSIDE * len(raw))).any():
                 raise RoundedAwayError(
@@ -312,6 +320,5 @@ class Coordinates:
         if self._support is not None:
             # torch's validation would raise for the whole batch where one rounded point lies outside.
             valid = self._support.check(parts[0]).reshape(*valid.shape, -1).all(-1)
-            mask = valid.reshape(*valid.shape, *[1] * (parts[0].ndim - valid.ndim))
-            parts = [torch.where(mask, parts[0], own[0])]
+            parts = [torch.where(expanded(valid, parts[0]), parts[0], own[0])]
         return replaced(latents, self._continuous, parts), valid

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from iwbounds.checks import Latents, check_latents, latent_leaves, map_latents
+from iwbounds.posterior import expanded
 from iwbounds.proposals.base import LogJoint, Proposal
 from iwbounds.seeding import forked_rng
 from iwbounds.testing.betting import check_alpha
@@ -24,7 +25,7 @@ from iwbounds.testing.densities import (
     first_line,
     log_parts,
     log_proposal,
-    matched_parts,
+    parts_as_claimed,
     with_density,
 )
 from iwbounds.testing.draws import draws_fault
@@ -114,7 +115,7 @@ def _check_values(log_joint: LogJoint, proposal: Proposal, count: int, x: Any) -
     latents = proposal.sample((count,))
     check_latents(latents, count)
     if not isinstance(proposal.reparameterized, bool):
-        matched_parts(proposal.reparameterized, latents, "the proposal's sample")
+        parts_as_claimed(proposal.reparameterized, latents, "the proposal's sample")
     log_p, log_q = densities(log_joint, proposal, latents)
     _check_batch(latents, x, log_q.shape[1:])
     _check_finite("log_joint", log_p)
@@ -220,7 +221,7 @@ def _check_own_latents(
     even = (torch.arange(value.shape[axis], device=value.device) % 2 == 0).reshape(shape)
     for kept in (even, ~even):
         # Others are draws too: zeros or noise might fall outside the support and raise for a reason of its own.
-        mixed = map_latents(lambda z, o, kept=kept: torch.where(_over_event(kept, z), z, o), latents, others)
+        mixed = map_latents(lambda z, o, kept=kept: torch.where(expanded(kept, z), z, o), latents, others)
         rows = kept.expand_as(value)
         if not _same(density(mixed)[rows], value[rows], ulps=64):
             whose, what = ("sample", "samples") if axis == 0 else ("datum", "data")
@@ -309,10 +310,6 @@ def _same(first: Tensor, second: Tensor, ulps: float) -> bool:
     # Relative to the largest value: sums over events round by units of their terms, not of their result.
     allowed = ulps * torch.finfo(second.dtype).eps * second.abs().max().clamp_min(1.0) if second.numel() else 0.0
     return first.shape == second.shape and bool(((first - second).abs() <= allowed).all())
-
-
-def _over_event(mask: Tensor, z: Tensor) -> Tensor:
-    return mask.reshape(mask.shape + (1,) * (z.ndim - mask.ndim))
 
 
 def _copy(data: Any) -> Any:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 from torch.distributions import Distribution
 
 from iwbounds.bounds.base import Bound
-from iwbounds.checks import Latents, check_latents, check_log_density, check_log_joint
+from iwbounds.checks import Latents, check_latents, check_log_density, check_log_joint, matched_parts
 from iwbounds.gradients.base import Gradient
 from iwbounds.proposals.base import ExtendedProposal, LogJoint, Proposal
 from iwbounds.proposals.distributions import as_proposal
@@ -23,8 +23,8 @@ __all__ = [
     "first_line",
     "log_parts",
     "log_proposal",
-    "matched_parts",
     "name_of",
+    "parts_as_claimed",
     "value_of",
     "with_density",
 ]
@@ -95,42 +95,25 @@ def log_parts(proposal: Proposal, latents: Latents) -> list[Tensor]:
             f"{PROPOSAL} refuses latents that its sampler drew ({first_line(error)}). iwbounds.estimate would meet the "
             "same error. If rounding puts draws outside the support, use float64, or validate_args=False."
         ) from None  # the chained error would print every value
-    parts = [log_q] if isinstance(claims, bool) else matched_parts(claims, log_q, PROPOSAL)
+    parts = [log_q] if isinstance(claims, bool) else parts_as_claimed(claims, log_q, PROPOSAL)
     return [check_log_density(PROPOSAL, part, count) for part in parts]
 
 
-def matched_parts(claims: Any, given: Any, name: str) -> list[Any]:
-    """The leaves of ``given`` in the order of ``claims``, matched by key; those that ``claims`` says None of left out.
+def parts_as_claimed(claims: Any, given: Any, name: str) -> list[Any]:
+    """:func:`iwbounds.checks.matched_parts`, whose refusal shows the whole of both structures.
 
     Raises:
         ContractError: another structure.
     """
     try:
-        return [part for claim, part in _pairs(claims, given) if claim is not None]
-    # LookupError is _pairs' word for another structure; the message needs the whole of both, which it has not.
-    except LookupError:
+        return matched_parts(name, given, claims)
+    # Its own words name the one part that is amiss; which log-density is whose shows in all of them together.
+    except ValueError:
         raise ContractError(
             f"expected {name} to return one tensor per part, in the structure of reparameterized= and of the latents, "
             f"{_outline(claims)}; got {_outline(given)}. Return the parts' log-densities apart, each under its own "
             "key: a sum hides which of them belongs to the parts that are not reparameterised."
         ) from None
-
-
-def _pairs(claims: Any, given: Any) -> Iterator[tuple[Any, Any]]:
-    if isinstance(claims, dict):
-        if not isinstance(given, dict) or given.keys() != claims.keys():
-            raise LookupError
-        for key, claim in claims.items():
-            yield from _pairs(claim, given[key])
-    elif isinstance(claims, tuple | list):
-        if not isinstance(given, tuple | list) or len(given) != len(claims):
-            raise LookupError
-        for claim, part in zip(claims, given, strict=True):
-            yield from _pairs(claim, part)
-    elif isinstance(given, dict | tuple | list):
-        raise LookupError
-    else:
-        yield claims, given
 
 
 def _outline(structure: Any) -> str:

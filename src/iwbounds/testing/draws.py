@@ -32,7 +32,7 @@ from torch.nn.functional import one_hot
 from iwbounds.checks import Latents, latent_leaves, map_latents
 from iwbounds.proposals.base import Proposal
 from iwbounds.testing.betting import EProcess, guesses, stakes
-from iwbounds.testing.charts import Coordinates, flattened, is_discrete, replaced, support_of
+from iwbounds.testing.charts import Coordinates, chosen_leaves, flattened, is_discrete, replaced, support_of
 from iwbounds.testing.densities import log_proposal
 
 __all__ = ["draw", "draws_fault"]
@@ -234,10 +234,10 @@ def _discrete_tests(
         return {}
 
     def values(latents: Latents) -> Tensor:
-        return flattened([z for z, is_so in zip(latent_leaves(latents), discrete, strict=True) if is_so], leading)
+        return flattened(chosen_leaves(latents, discrete), leading)
 
     def log_q(points: Tensor, draws: Latents) -> Tensor:
-        own = [z for z, is_so in zip(latent_leaves(draws), discrete, strict=True) if is_so]
+        own = chosen_leaves(draws, discrete)
         pieces = points.split([math.prod(z.shape[leading:]) for z in own], -1)  # type: ignore[no-untyped-call]
         parts = [piece.reshape(z.shape).to(z.dtype) for piece, z in zip(pieces, own, strict=True)]
         return log_proposal(proposal, replaced(draws, discrete, parts))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from iwbounds.logspace.mean import log_mean_exp
 from iwbounds.testing.betting import EProcess, stakes
 
 __all__ = ["assert_not_above", "assert_upper_bound"]
@@ -79,11 +80,8 @@ def _refute(log_e: Tensor, alpha: float, hypothesis: str, fault: str) -> None:
     # In order, and stopped at the first crossing: what comes after a rejection proves nothing more.
     process.add(stakes(log_e))
     if process.rejected_at is not None:
+        so_far = log_mean_exp(log_e[: process.rejected_at].double()).item()
         raise AssertionError(
             f"{hypothesis} is refuted after {process.rejected_at} of {len(log_e)} estimates at alpha = {alpha:g}: they "
-            f"are {fault} (log-mean of the ratio so far: {_log_mean(log_e[: process.rejected_at]):+.4g} nats)."
+            f"are {fault} (log-mean of the ratio so far: {so_far:+.4g} nats)."
         )
-
-
-def _log_mean(log_e: Tensor) -> float:
-    return float(log_e.double().logsumexp(0) - torch.tensor(float(len(log_e))).log())

@@ -244,8 +244,14 @@ def enumerated(proposal: Distribution, num_samples: int) -> Expectation:
             "method='hermite' for a scalar Normal, method='sequential' for anything else."
         )
     support = proposal.enumerate_support(expand=True)
+    size = len(support)
+    if size**num_samples > _MOST_TERMS:
+        raise ValueError(
+            f"expected at most {_MOST_TERMS} tuples to enumerate; got {size} values ** {num_samples} samples = "
+            f"{size**num_samples}. Lower num_samples or the number of values."
+        )
     # All of them, so that the expectation is a sum and the comparison has no error but rounding.
-    tuples = list(itertools.product(range(len(support)), repeat=_checked(num_samples, len(support))))
+    tuples = list(itertools.product(range(size), repeat=num_samples))
     samples = support[torch.tensor(tuples).T]
     return Expectation(samples, proposal.log_prob(samples).sum(0).exp())
 
@@ -271,15 +277,6 @@ def hermite(proposal: Distribution, num_samples: int, share_of_nodes: float = 1.
     shape = (num_samples, -1, *[1] * base.loc.ndim)
     samples = base.loc + base.scale * noise.reshape(shape).to(base.loc.device)
     return Expectation(samples, probabilities.reshape(-1, *[1] * len(proposal.batch_shape)).to(base.loc.device))
-
-
-def _checked(num_samples: int, size: int) -> int:
-    if size**num_samples > _MOST_TERMS:
-        raise ValueError(
-            f"expected at most {_MOST_TERMS} tuples to enumerate; got {size} values ** {num_samples} samples = "
-            f"{size**num_samples}. Lower num_samples or the number of values."
-        )
-    return num_samples
 
 
 Method: TypeAlias = Callable[[Distribution, int], Expectation]

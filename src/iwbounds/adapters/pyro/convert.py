@@ -172,12 +172,8 @@ class _Runner:
         return poutine.trace(given).get_trace(*self.args, **self.kwargs)
 
     def _latents(self, trace: Any) -> dict[str, Tensor]:
-        nesting = self.structure.nesting
-        drawn = {name: trace.nodes[name]["value"] for name in self.structure.layouts}
-        return {
-            name: layout.outward(drawn[name], self.vectorize, nesting)
-            for name, layout in self.structure.layouts.items()
-        }
+        vectorized, nesting, layouts = self.vectorize, self.structure.nesting, self.structure.layouts.items()
+        return {name: layout.outward(trace.nodes[name]["value"], vectorized, nesting) for name, layout in layouts}
 
 
 def _sum(densities: dict[str, Tensor]) -> Tensor:

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from iwbounds.bounds.iwae import IWAE
 from iwbounds.checks import Latents
-from iwbounds.proposals.base import LogJoint, Proposal
-from iwbounds.proposals.hierarchical.model import LogDensities, TwoLevelModel, as_latent, from_latent, visible
+from iwbounds.proposals.base import LogJoint, Proposal, first_part
+from iwbounds.proposals.hierarchical.model import LogDensities, TwoLevelModel, as_latent, from_latent
 
 __all__ = ["ImportanceWeighted", "add_gradient_only", "draw_trained_pair", "gradient_only"]
 
@@ -77,7 +77,7 @@ class ImportanceWeighted:
             fixed_support=mixing.fixed_support,
             joint_has_parameters=True,  # those of τ, be it the mixing distribution itself
             batch_shape=mixing.batch_shape,
-            visible=visible,
+            visible=first_part,
         )
         return self.log_joint(log_joint), proposal
 

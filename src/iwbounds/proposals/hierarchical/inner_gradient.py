@@ -69,7 +69,7 @@ class InnerRule:
 
     def extend(self, log_joint: LogJoint, name: str) -> tuple[LogJoint, Proposal]:
         """log P and the proposal Q, with terms of value zero that make the gradient of η the inner rule's."""
-        extended, proposal = self._outer.extend(log_joint, name)
+        extended, proposal = ImportanceWeighted(self.model, self.num_aux).extend(log_joint, name)
         # The rule evaluates its networks on every ψ while it draws: blocks of a size that their activations fit in.
         per_call = self.model.samples_per_call(self.num_aux + 1, fraction=16)
         # z, ψ and ψ for η are latents with a path; the second ψ for η, weights and slopes are carried along.
@@ -78,10 +78,6 @@ class InnerRule:
             proposal, sample=self.sample, log_prob=self.log_prob, reparameterized=flags, samples_per_call=per_call
         )
         return self.log_joint(log_joint, extended), own
-
-    @property
-    def _outer(self) -> ImportanceWeighted:
-        return ImportanceWeighted(self.model, self.num_aux)
 
     def sample(self, sample_shape: tuple[int]) -> SplitLatents:
         """z and its auxiliary variables, whose two paths are apart."""

@@ -21,7 +21,6 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.distributions import Distribution
 
-from iwbounds.checks import Latents
 from iwbounds.proposals.base import Proposal
 from iwbounds.proposals.distributions import as_proposal
 
@@ -35,7 +34,6 @@ __all__ = [
     "draw",
     "from_latent",
     "outside_checkpoints",
-    "visible",
 ]
 
 Sampler: TypeAlias = Callable[[tuple[int]], Tensor]
@@ -58,11 +56,6 @@ def as_latent(psi: Tensor) -> Tensor:
 def from_latent(psi: Tensor) -> Tensor:
     """The inverse of :func:`as_latent`."""
     return psi.movedim(-1, 0)
-
-
-def visible(latents: Latents) -> Tensor:
-    """What the user's log-joint receives: z."""
-    return latents[0]  # type: ignore[no-any-return]
 
 
 def draw(density: Density, sample_shape: tuple[int, ...], has_path: bool, name: str) -> Tensor:

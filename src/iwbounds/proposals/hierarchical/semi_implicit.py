@@ -18,8 +18,8 @@ from torch import Tensor
 
 from iwbounds.bounds.iwae import IWAE
 from iwbounds.checks import Latents
-from iwbounds.proposals.base import LogJoint, Proposal
-from iwbounds.proposals.hierarchical.model import TwoLevelModel, as_latent, from_latent, visible
+from iwbounds.proposals.base import LogJoint, Proposal, first_part
+from iwbounds.proposals.hierarchical.model import TwoLevelModel, as_latent, from_latent
 
 __all__ = ["Mixtures", "SharedMixtures"]
 
@@ -42,9 +42,9 @@ class Mixtures:
             self.model.samples_per_call(self.num_aux + 1),
             independent=mixing.independent,
             batch_shape=mixing.batch_shape,
-            visible=visible,
+            visible=first_part,
         )
-        return lambda latents: log_joint(latents[0]), proposal
+        return lambda latents: log_joint(first_part(latents)), proposal
 
     def sample(self, sample_shape: tuple[int]) -> tuple[Tensor, Tensor]:
         """z of the first component, and all components."""
@@ -80,9 +80,9 @@ class SharedMixtures:
             name,
             independent=False,
             batch_shape=self.model.mixing.batch_shape,
-            visible=visible,
+            visible=first_part,
         )
-        return lambda latents: log_joint(latents[0]), proposal
+        return lambda latents: log_joint(first_part(latents)), proposal
 
     def sample(self, sample_shape: tuple[int]) -> tuple[Tensor, Tensor, Tensor]:
         """z, its own component, and the shared ones: one copy of them, which is repeated along the sample axis."""
