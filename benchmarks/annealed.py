@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -38,6 +40,8 @@ from annealed import (
     standard_normal,
     warm_started,
 )
+from torch import Tensor
+from torch.nn import functional as F
 
 TRUTH = {**TRUTHS, "seeds": -73.406}
 """log p(y); that of seeds as in docs/atlas.md."""
@@ -55,12 +59,32 @@ def iterations_of(kind: str, steps: int, dims: int) -> int:
 
 
 def target_of(path: Path, name: str) -> Target:
-    """A classification, or the random effects of the germinating seeds, whose density is computed in double."""
+    """A classification, or the random effects of the germinating seeds."""
     if name != "seeds":
         return classification(path, name)
     with np.load(path) as data:
-        seeds = targets.seeds({key: targets.double(data[key]) for key in data if key.startswith("seeds")})
-    return Target(name, len(seeds.start), lambda z: seeds.log_density(z.double()).float(), TRUTH[name])
+        found = {key: targets.double(data[key]) for key in data if key.startswith("seeds")}
+    reference, log_density = targets.seeds(found), seeds(found)
+    z = torch.randn(16, 26)
+    torch.testing.assert_close(log_density(z).double(), reference.log_density(z.double()), rtol=1e-4, atol=1e-3)
+    return Target(name, len(reference.start), log_density, TRUTH[name])
+
+
+def seeds(data: dict[str, Tensor]) -> Callable[[Tensor], Tensor]:
+    """The density of targets.seeds in single precision and few operations: it is called at every state."""
+    r, n, x1, x2 = (data[f"seeds_{key}"].float() for key in ("r", "n", "x1", "x2"))
+    x = torch.stack([torch.ones_like(x1), x1, x2, x1 * x2])
+    choices = (torch.lgamma(n + 1) - torch.lgamma(r + 1) - torch.lgamma(n - r + 1)).sum().item()
+    gamma = 0.01 * math.log(0.01) - math.lgamma(0.01)
+    constant = choices + gamma - 25 / 2 * math.log(2 * math.pi) - 4 * math.log(10.0)
+
+    def log_density(z: Tensor) -> Tensor:
+        log_tau, a, u = z[..., 0], z[..., 1:5], z[..., 5:]
+        logits = a @ x + u * (-0.5 * z[..., :1]).exp()
+        prior = 0.01 * (log_tau - log_tau.exp()) - 0.005 * a.square().sum(-1) - 0.5 * u.square().sum(-1)
+        return constant + prior + (r * logits - n * F.softplus(logits)).sum(-1)
+
+    return log_density
 
 
 def gate() -> None:

@@ -297,6 +297,8 @@ def draw_gaps(axes: Sequence[Any], truth: float, rows: Sequence[Row]) -> None:
     for axis, name in zip(axes, ("elbo", "iwae"), strict=True):
         for kind, (colour, marker) in looks.items():
             of_kind = sorted((r for r in rows if r.kind == kind), key=lambda r: r.num_steps)
+            if not of_kind:
+                continue
             gaps = [max(truth - getattr(r.score, name), 1e-3) for r in of_kind]
             axis.plot([r.num_steps for r in of_kind], gaps, marker=marker, color=colour, label=kind)
         plain(axis, "ELBO" if name == "elbo" else "IWAE, 64 paths", "steps (slopes per path)", "log p(y) − bound, nats")
