@@ -115,7 +115,7 @@ def figure(rows: list[Row], path: Path) -> None:
     """Gaps against the number of steps: a column for each posterior, ELBO above and IWAE below."""
     names = list(dict.fromkeys(row.target for row in rows))
     found, axes = pyplot().subplots(
-        2, len(names), figsize=(3.2 * len(names) + 1, 6), layout="constrained", sharex=True, squeeze=False
+        2, len(names), figsize=(3.2 * len(names) + 1, 6), layout="constrained", sharex="col", squeeze=False
     )
     for column, name in zip(axes.T, names, strict=True):
         of_target = [row for row in rows if row.target == name]
@@ -124,7 +124,10 @@ def figure(rows: list[Row], path: Path) -> None:
         column[0].axhline(TRUTH[name] - start.score.elbo, color="black", linewidth=0.8, linestyle=":")
         column[0].set_title(f"{name}: ELBO", fontsize=10)
         column[0].set_xlabel("")
-    axes[0, 0].legend(frameon=False, fontsize=8)
+    for axis in axes[:, 1:].flat:
+        axis.set_ylabel("")
+    lines, labels = axes[0, 0].get_legend_handles_labels()
+    found.legend(lines, labels, loc="outside upper center", ncols=len(labels), frameon=False)
     save_figure(found, path)
 
 
