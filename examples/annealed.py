@@ -3,9 +3,10 @@ r"""Chains from a mean-field posterior to the exact one: ULA, MCD, CMCD, DAIS an
     z ~ N(0, I),    y_i ~ N(x_i · z, σ²)    or    y_i ~ Bernoulli(sigmoid(x_i · z))
 
 The coefficients of correlated columns are correlated in the posterior, which a mean-field Gaussian cannot follow: its
-ELBO is nats away from log p(y). Every chain below starts from that Gaussian (the warm start), makes T steps towards the
-posterior, and is trained by the ELBO of its whole path, doubly reparameterised where that is legal; AIS learns nothing
-and adapts its steps in a pilot run. The same paths under IWAE are tighter still.
+ELBO is nats away from log p(y). Every chain below starts from that Gaussian, which stays as it is, makes T steps
+towards the posterior, and is trained by the ELBO of its whole path, doubly reparameterised where that is legal; AIS
+learns nothing and adapts its steps in a pilot run. The same paths under IWAE are tighter still. What a chain learns is
+a function of the time from 0 to 1: a longer chain goes on from the shorter one of its kind.
 
     python examples/annealed.py [--seed 0]                       # scikit-learn's diabetes data: log p(y) is exact
     python examples/annealed.py --data targets.npz --target ionosphere    # with ionosphere_X, ionosphere_y
@@ -14,10 +15,12 @@ and adapts its steps in a pilot run. The same paths under IWAE are tighter still
 from __future__ import annotations
 
 import argparse
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,9 +31,9 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 import iwbounds as iw
-from iwbounds.proposals import LearnedSchedule, LearnedStepSize
 
 NOISE = 0.7
+KNOTS = 4
 KINDS = ("ULA", "MCD", "CMCD", "DAIS", "AIS")
 TRUTHS = {"sonar": -108.383, "ionosphere": -111.608}
 
@@ -72,15 +75,18 @@ def classification(path: Path, name: str) -> Target:
     x = (x - x.mean(0)) / np.where(spread > 0, spread, 1.0)
     design = torch.from_numpy(np.concatenate([np.ones((len(x), 1)), x], 1)).float()
 
+    # log p(y | z) = −Σ softplus(±x · z), and a matrix that is transposed once.
+    signed = ((1 - 2 * y).unsqueeze(1) * design).T.contiguous()
+
     def log_joint(z: Tensor) -> Tensor:
-        logits = z @ design.T
-        return _prior(z) + (y * logits - F.softplus(logits)).sum(-1)
+        return _prior(z) - F.softplus(z @ signed).sum(-1)
 
     return Target(name, design.shape[1], log_joint, TRUTHS.get(name))
 
 
 def _prior(z: Tensor) -> Tensor:
-    return Normal(0.0, 1.0).log_prob(z).sum(-1)
+    """log N(z; 0, I), without a distribution made anew for each state of a chain."""
+    return -0.5 * z.square().sum(-1) - z.shape[-1] / 2 * math.log(2 * math.pi)
 
 
 def warm_started(target: Target, iterations: int = 1500) -> Target:
@@ -100,63 +106,79 @@ def warm_started(target: Target, iterations: int = 1500) -> Target:
         return target.log_joint(mean + scale * u) + scale.log().sum()
 
     moved = replace(target, log_joint=log_joint)
-    return replace(moved, initial_elbo=scored(moved, standard_normal(target.dims))[0])
+    return replace(moved, initial_elbo=scored(moved, standard_normal(target.dims), groups=16).elbo)
 
 
 def standard_normal(dims: int) -> Independent:
     return Independent(Normal(torch.zeros(dims), 1.0, validate_args=False), 1, validate_args=False)
 
 
-class Drift(nn.Module):
-    """What is added to the Langevin drift: linear in z at each step, as between Gaussians, plus a small network."""
-
-    def __init__(self, dims: int, num_steps: int, knots: int = 4, hidden: int = 32) -> None:
-        super().__init__()
-        # How much of each knot a step takes: hat functions over the time from 0 to 1.
-        time_of = (torch.arange(num_steps) + 0.5) / num_steps * (knots - 1)
-        self.register_buffer("hats", (1 - (time_of.unsqueeze(1) - torch.arange(knots)).abs()).clamp_min(0.0))
-        self.matrix = nn.Parameter(torch.zeros(knots, dims * dims))
-        self.shift = nn.Parameter(torch.zeros(knots, dims))
-        self.first, self.last = nn.Linear(dims, hidden), nn.Linear(hidden, dims)
-        self.times = nn.Parameter(torch.zeros(knots, hidden))
-        # Zero at first: training starts from ULA.
-        nn.init.zeros_(self.last.weight)
-        nn.init.zeros_(self.last.bias)
-
-    def forward(self, z: Tensor, step: int) -> Tensor:
-        share, dims = self.hats[step], z.shape[-1]
-        straight = torch.addmm(share @ self.shift, z, (share @ self.matrix).view(dims, dims))
-        return straight + self.last(torch.tanh(self.first(z) + share @ self.times))
-
-
 class Chain(nn.Module):
-    """A chain of one kind and everything of it that is learned."""
+    """A chain of one kind, and everything of it that is learned, each as a function of the time from 0 to 1.
 
-    def __init__(self, kind: str, dims: int, num_steps: int) -> None:
+    A function of time is linear between a few knots, so that its parameters suit any number of steps.
+    """
+
+    def __init__(self, kind: str, dims: int, num_steps: int, hidden: int = 0, knots: int = KNOTS) -> None:
         super().__init__()
-        self.kind, self.num_steps = kind, num_steps
-        self.mean, self.log_scale = nn.Parameter(torch.zeros(dims)), nn.Parameter(torch.zeros(dims))
-        self.schedule = LearnedSchedule(num_steps)
-        self.step_size = LearnedStepSize(torch.full((dims,), 0.3 if kind == "DAIS" else 0.05))
-        self.drift = Drift(dims, num_steps) if "MCD" in kind else None
+        self.kind, self.dims, self.num_steps = kind, dims, num_steps
+        # How much of each knot a step takes: hat functions.
+        time_of = (torch.arange(num_steps) + 0.5) / num_steps * (knots - 1)
+        hats = (1 - (time_of.unsqueeze(1) - torch.arange(knots)).abs()).clamp_min(0.0)
+        self.register_buffer("hats", hats, persistent=False)
+        self.increments = nn.Parameter(torch.zeros(knots))
+        self.log_sizes = nn.Parameter(torch.full((knots, dims), 0.3 if kind == "DAIS" else 0.08).log())
+        self.drift = Drift(dims, knots, hidden) if "MCD" in kind else None
+
+    def schedule(self) -> Tensor:
+        """β_0..β_T."""
+        inner = (self.hats @ self.increments).softmax(0)[:-1].cumsum(0)
+        return torch.cat([inner.new_zeros(1), inner, inner.new_ones(1)])
 
     def proposal(self) -> iw.AnnealedProposal:
-        initial = Independent(Normal(self.mean, self.log_scale.exp(), validate_args=False), 1, validate_args=False)
+        sizes = (self.hats @ self.log_sizes).exp().unbind(0)
         transition = {
-            "ULA": lambda: iw.ULA(self.step_size),
-            "MCD": lambda: iw.MCD(self.drift, self.step_size),
-            "CMCD": lambda: iw.CMCD(self.drift, self.step_size),
-            "DAIS": lambda: iw.DAIS(self.step_size),
+            "ULA": lambda: iw.ULA(sizes.__getitem__),
+            "MCD": lambda: iw.MCD(self.drift.network(self.hats, sizes), sizes.__getitem__),
+            "CMCD": lambda: iw.CMCD(self.drift.network(self.hats, sizes), sizes.__getitem__),
+            "DAIS": lambda: iw.DAIS(sizes.__getitem__),
         }[self.kind]()
-        return iw.AnnealedProposal(initial, transition, self.num_steps, self.schedule)
+        return iw.AnnealedProposal(standard_normal(self.dims), transition, self.num_steps, self.schedule)
 
 
-def trained(target: Target, kind: str, num_steps: int, iterations: int, num_chains: int, rate: float) -> Chain:
+class Drift(nn.Module):
+    """What is added to the Langevin drift: linear in z, as between Gaussians, and a small network if ``hidden``."""
+
+    def __init__(self, dims: int, knots: int, hidden: int) -> None:
+        super().__init__()
+        # Zero at first: training starts from ULA.
+        self.matrix, self.shift = nn.Parameter(torch.zeros(knots, dims, dims)), nn.Parameter(torch.zeros(knots, dims))
+        self.first = nn.Parameter(torch.randn(dims, hidden) / dims**0.5)
+        self.times, self.last = nn.Parameter(torch.zeros(knots, hidden)), nn.Parameter(torch.zeros(hidden, dims))
+
+    def network(self, hats: Tensor, sizes: Sequence[Tensor]) -> Callable[[Tensor, int], Tensor]:
+        """u(z, step), with the weights of all steps put together once for a whole path.
+
+        δ u is a share of 1/T of the way: what is learned depends neither on the number of steps nor on their size.
+        """
+        matrices, shifts = torch.tensordot(hats, self.matrix, 1).unbind(0), (hats @ self.shift).unbind(0)
+        times = (hats @ self.times).unbind(0)
+        shares = [1 / (len(sizes) * size) for size in sizes]
+
+        def drift(z: Tensor, step: int) -> Tensor:
+            way = torch.addmm(shifts[step], z, matrices[step])
+            if len(self.last):
+                way = way + torch.tanh(torch.addmm(times[step], z, self.first)) @ self.last
+            return way * shares[step]
+
+        return drift
+
+
+def trained(chain: Chain, target: Target, iterations: int, num_chains: int, rate: float) -> Chain:
     """Adam on the ELBO of the path, with as many paths in each step as ``num_chains``."""
-    chain = Chain(kind, target.dims, num_steps)
     optimizer = torch.optim.Adam(chain.parameters(), rate)
-    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, iterations, eta_min=rate / 50)
-    for _ in tqdm(range(iterations), desc=f"{kind}, {num_steps} steps", leave=False):
+    decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule_of_rate(step, iterations))
+    for _ in tqdm(range(iterations), desc=f"{chain.kind}, {chain.num_steps} steps", leave=False):
         optimizer.zero_grad()
         (-iw.estimate(target.log_joint, chain.proposal(), iw.ELBO(), num_samples=num_chains).value).backward()
         nn.utils.clip_grad_norm_(chain.parameters(), 10.0)
@@ -165,18 +187,37 @@ def trained(target: Target, kind: str, num_steps: int, iterations: int, num_chai
     return chain
 
 
+def schedule_of_rate(step: int, iterations: int) -> float:
+    """Up over the first tenth, which Adam's averages need (50 steps at most), then down along a cosine."""
+    return min(1.0, (step + 1) / min(50, 1 + iterations / 10)) * (0.51 + 0.49 * math.cos(math.pi * step / iterations))
+
+
 def adapted(target: Target, num_gradients: int) -> iw.AnnealedProposal:
     """AIS with as many slopes per path as the other chains take: 2 leapfrog steps a move."""
     chain = iw.AnnealedProposal(standard_normal(target.dims), iw.HMC(0.2, 2), max(2, num_gradients // 2 + 1))
     return chain.adapted(target.log_joint, num_samples=64)
 
 
+class Score(NamedTuple):
+    """ELBO and IWAE with 64 paths, and their standard errors."""
+
+    elbo: float
+    error: float
+    iwae: float
+    iwae_error: float
+
+
 @torch.no_grad()
-def scored(target: Target, proposal: object, groups: int = 16) -> tuple[float, float, float]:
-    """ELBO, IWAE with 64 paths, and the standard error of the ELBO, from ``groups`` times 64 paths."""
+def scored(target: Target, proposal: object, groups: int) -> Score:
+    """From ``groups`` times 64 paths, under IWAE a group at a time."""
     log_w = torch.stack([iw.estimate(target.log_joint, proposal, num_samples=64).log_weights for _ in range(groups)])
-    elbo = log_w.mean().item()
-    return elbo, iw.IWAE()(log_w.T).mean().item(), (log_w.std() / log_w.numel() ** 0.5).item()
+    iwae = iw.IWAE()(log_w.T)
+    return Score(
+        log_w.mean().item(),
+        (log_w.std() / log_w.numel() ** 0.5).item(),
+        iwae.mean().item(),
+        (iwae.std() / groups**0.5).item(),
+    )
 
 
 @dataclass(frozen=True)
@@ -184,21 +225,36 @@ class Row:
     target: str
     kind: str
     num_steps: int
-    elbo: float
-    iwae: float
-    error: float
+    iterations: int
+    score: Score
     seconds: float
 
 
-def measured(target: Target, kind: str, num_steps: int, iterations: int, num_chains: int, rate: float) -> Row:
-    """One line of the table."""
-    start = time.perf_counter()
-    if kind == "AIS":
-        proposal: object = adapted(target, num_steps)
-    else:
-        proposal = trained(target, kind, num_steps, iterations, num_chains, rate).proposal()
-    elbo, iwae, error = scored(target, proposal)
-    return Row(target.name, kind, num_steps, elbo, iwae, error, time.perf_counter() - start)
+@dataclass(frozen=True)
+class Training:
+    """How chains are trained and measured."""
+
+    num_chains: int
+    rate: float
+    groups: int = 16
+    hidden: int = 0
+
+    def rows(self, target: Target, kind: str, steps: Sequence[int], iterations: Sequence[int]) -> Iterator[Row]:
+        """A line for each number of steps, in ascending order: a chain goes on from the one before."""
+        shorter = None
+        for num_steps, count in sorted(zip(steps, iterations, strict=True)):
+            start = time.perf_counter()
+            if kind == "AIS":
+                count, proposal = 0, adapted(target, num_steps)
+            else:
+                chain = Chain(kind, target.dims, num_steps, self.hidden)
+                if shorter is not None:
+                    chain.load_state_dict(shorter.state_dict())
+                shorter = trained(chain, target, count, self.num_chains, self.rate)
+                proposal = shorter.proposal()
+            yield Row(
+                target.name, kind, num_steps, count, scored(target, proposal, self.groups), time.perf_counter() - start
+            )
 
 
 def show(target: Target, rows: Sequence[Row]) -> None:
@@ -208,8 +264,8 @@ def show(target: Target, rows: Sequence[Row]) -> None:
     cells = [
         [
             f"{r.kind}, {r.num_steps} steps",
-            f"{truth - r.elbo:.3f} ± {r.error:.3f}",
-            f"{truth - r.iwae:.3f}",
+            f"{truth - r.score.elbo:.3f} ± {r.score.error:.3f}",
+            f"{truth - r.score.iwae:.3f} ± {r.score.iwae_error:.3f}",
             f"{r.seconds:.0f}",
         ]
         for r in rows
@@ -219,18 +275,31 @@ def show(target: Target, rows: Sequence[Row]) -> None:
 
 def draw(target: Target, rows: Sequence[Row], path: Path) -> None:
     """Gaps against the number of steps, one line for each kind of chain."""
+    truth = target.truth if target.truth is not None else 0.0
+    figure, axes = pyplot().subplots(1, 2, figsize=(8, 3.4), layout="constrained", sharey=True)
+    draw_gaps(axes, truth, rows)
+    for axis in axes:
+        axis.axhline(truth - target.initial_elbo, color="black", linewidth=0.8, linestyle=":")
+    axes[1].set_ylabel("")
+    axes[0].legend(frameon=False, fontsize=8)
+    figure.suptitle(f"{target.name}: chains from a mean-field start (dotted: its ELBO)", fontsize=11)
+    save_figure(figure, path)
+
+
+def draw_gaps(axes: Sequence[Any], truth: float, rows: Sequence[Row]) -> None:
+    """The ELBO on the first axis, IWAE on the second."""
     from matplotlib.ticker import LogLocator
 
     from iwbounds.plots.style import BLACK, BLUE, GREEN, ORANGE, VERMILION, plain
 
-    truth = target.truth if target.truth is not None else 0.0
-    figure, axes = pyplot().subplots(1, 2, figsize=(8, 3.4), layout="constrained", sharey=True)
-    steps = sorted({r.num_steps for r in rows})
     looks = dict(zip(KINDS, zip((BLUE, GREEN, VERMILION, ORANGE, BLACK), "osD^v", strict=True), strict=True))
+    steps = sorted({r.num_steps for r in rows})
     for axis, name in zip(axes, ("elbo", "iwae"), strict=True):
         for kind, (colour, marker) in looks.items():
             of_kind = sorted((r for r in rows if r.kind == kind), key=lambda r: r.num_steps)
-            gaps = [max(truth - getattr(r, name), 1e-3) for r in of_kind]
+            if not of_kind:
+                continue
+            gaps = [max(truth - getattr(r.score, name), 1e-3) for r in of_kind]
             axis.plot([r.num_steps for r in of_kind], gaps, marker=marker, color=colour, label=kind)
         plain(axis, "ELBO" if name == "elbo" else "IWAE, 64 paths", "steps (slopes per path)", "log p(y) − bound, nats")
         axis.set(xscale="log", yscale="log")
@@ -238,11 +307,6 @@ def draw(target: Target, rows: Sequence[Row], path: Path) -> None:
         axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.yaxis.set_major_formatter("{x:g}")
         axis.minorticks_off()
-        axis.axhline(truth - target.initial_elbo, color=BLACK, linewidth=0.8, linestyle=":")
-    axes[1].set_ylabel("")
-    axes[0].legend(frameon=False, fontsize=8)
-    figure.suptitle(f"{target.name}: chains from a mean-field start (dotted: its ELBO)", fontsize=11)
-    save_figure(figure, path)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -251,17 +315,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--target", default="ionosphere", help="NAME in that archive")
     parser.add_argument("--steps", type=int, nargs="+", default=[4, 16])
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
-    parser.add_argument("--iterations", type=int, default=250)
-    parser.add_argument("--chains", type=int, default=16, help="paths in each training step")
+    parser.add_argument("--iterations", type=int, default=200)
+    parser.add_argument("--chains", type=int, default=64, help="paths in each training step")
     parser.add_argument("--rate", type=float, default=0.01, help="Adam's first learning rate")
     options: argparse.Namespace = parser.parse_args(arguments)
     torch.manual_seed(options.seed)
     target = warm_started(diabetes() if options.data is None else classification(options.data, options.target))
-    rows = [
-        measured(target, kind, steps, options.iterations, options.chains, options.rate)
-        for kind in options.kinds
-        for steps in options.steps
-    ]
+    training = Training(options.chains, options.rate)
+    counts = [options.iterations] * len(options.steps)
+    rows = [row for kind in options.kinds for row in training.rows(target, kind, options.steps, counts)]
     show(target, rows)
     draw(target, rows, options.out)
 
