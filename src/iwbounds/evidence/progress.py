@@ -27,6 +27,9 @@ class Progress:
 
     def advance(self, amount: float, note: str = "") -> None:
         """So much more is done."""
+        if self.total is not None:
+            # Fractions of a datum add up to a little above the whole, of which tqdm would warn.
+            amount = min(amount, self.total - self.done)
         self.done += amount
         if self._bar is not None:
             # update draws the bar anyway: once for both.
