@@ -107,8 +107,8 @@ def main(argv: Sequence[str] | None = None) -> bool:
     rows = []
     for (first, then), found in results.items():
         nll, units = [r["nll"] for r in found], [sum(r["active_units"]) for r in found]
-        spread = statistics.stdev(nll) if len(nll) > 1 else float("nan")  # one seed has none
-        rows.append([f"{first} → {then}", f"{statistics.mean(nll):.2f} ± {spread:.2f}", ", ".join(map(str, units))])
+        spread = f" ± {statistics.stdev(nll):.2f}" if len(nll) > 1 else ""  # one seed has none
+        rows.append([f"{first} → {then}", f"{statistics.mean(nll):.2f}{spread}", ", ".join(map(str, units))])
     print(table(["objectives", "test NLL", "active units by seed"], rows))
     return report(expected(results))
 
