@@ -19,7 +19,7 @@ from torch import Tensor
 sys.path.append(str(Path(__file__).parents[1] / "examples" / "recipes"))
 import unbiased_training as recipe
 
-BUDGET, LOOKS = 60_000, 12
+BUDGET, LOOKS = 20_000, 10
 
 
 def plot(curves: dict[str, Tensor], path: Path) -> None:

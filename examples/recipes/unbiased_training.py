@@ -10,7 +10,7 @@ from torch.distributions import Bernoulli, Independent, Normal
 import iwbounds as iw
 
 CASES = {
-    "U-MLMC(4) for θ, IWAE for φ": {"bound": iw.UMLMC(4, max_level=6), "proposal_bound": iw.IWAE()},
+    "U-MLMC(4) for θ, IWAE for φ": {"bound": iw.UMLMC(4, 6, complete_up_to=0), "proposal_bound": iw.IWAE()},
     "IWAE of 17 samples": {"bound": iw.IWAE(), "num_samples": 17},  # as many as U-MLMC takes on average
 }
 
@@ -45,7 +45,7 @@ def trained(train, test, seed, budget, looks, **case):
     return curve
 
 
-def main(quick=False, seed=0, budget=60_000, looks=12):
+def main(quick=False, seed=0, budget=20_000, looks=12):
     grey = torch.from_numpy(load_digits().data).float() / 16
     train, test = grey[torch.arange(len(grey)) % 4 > 0], grey[::4].bernoulli(generator=torch.Generator().manual_seed(0))
     size = (test[:30], seed, 1_000, 2) if quick else (test, seed, budget, looks)
