@@ -14,6 +14,7 @@ NEEDS = {
     "codebook": ["sklearn"],
     "lightning_conv_vae": ["lightning", "sklearn"],
     "pyro_eight_schools": ["pyro"],
+    "unbiased_training": ["sklearn"],
     "zuko_posterior": ["zuko"],
 }
 

@@ -92,6 +92,20 @@ def test_large_levels_take_random_halves():
     torch.testing.assert_close(bound(log_w), weight * iwae(log_w) + rest * subsets(log_w))
 
 
+def test_halves_from_where_they_are_asked_for():
+    """Complete up to n = 8, four halvings from 16 on; these cost at most 1.5 times the second moment, as 1 + 1.7/4."""
+    bound = UMLMC(4, complete_up_to=8)
+    assert [type(bound.at_level(level)._subsets()) for level in range(3)] == [
+        iw.UStatistic,
+        iw.UStatistic,
+        iw.IncompleteUStatistic,
+    ]
+    log_w = exponential_log_weights((32, 4_000), torch.Generator().manual_seed(8))
+    halved = iw.IWAE()(log_w) - bound.at_level(2)._subsets()(log_w)
+    ratio = (halved.square().mean() / correction(log_w).square().mean()).item()
+    assert ratio == pytest.approx(1 + (2.68 - 1) / 4, rel=0.05)
+
+
 def test_unbiased_for_lognormal_weights():
     """1e5 runs, grouped by level: E L = log p(x) = 0 within 4 standard errors (6e-5).
 
@@ -234,6 +248,10 @@ class TestRefusals:
     def test_base_size(self, size):
         with pytest.raises(ValueError, match="whole number, 1 or more"):
             UMLMC(size)
+
+    def test_largest_complete(self):
+        with pytest.raises(ValueError, match="expected complete_up_to to be a whole number"):
+            UMLMC(4, complete_up_to=-1)
 
     def test_splits(self):
         with pytest.raises(ValueError, match="expected splits to be a whole number"):

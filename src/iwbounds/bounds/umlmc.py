@@ -27,8 +27,6 @@ __all__ = ["UMLMC", "UMLMCLevel"]
 
 _RATIO = 2.0**-1.5
 """p_{ℓ+1} / p_ℓ."""
-_LARGEST_COMPLETE = 256
-"""Beyond this n the O(n²) arithmetic of the complete U-statistic, 0.1 s per datum and up, would rule the cost."""
 
 
 @final
@@ -55,15 +53,19 @@ class UMLMC(Bound):
         base_size: n₀, the samples of the base term. 8 to 32 for well-fitted proposals; larger lowers the variance.
         max_level: the highest ℓ, to cap time and memory at :math:`n_0 2^{\ell + 1}` samples; the estimate is then a
             lower bound, with the bias of IWAE of so many. None: unlimited (:math:`P(\ell \ge 10) = 3\cdot10^{-5}`).
-        splits: beyond n = 256, :math:`U_n` is replaced by the average over so many random halvings of the samples: the
-            same expectation at O(K) cost.
+        splits: beyond ``complete_up_to``, :math:`U_n` is replaced by the average over so many random halvings of the
+            samples: the same expectation at O(K) cost.
+        complete_up_to: the largest n whose :math:`U_n` is complete. Its O(n²) arithmetic is 0.1 s per datum and up
+            beyond 256; take 0 for training with a small decoder, whose cost it would rule at any n. The second moment
+            of :math:`L_{2n} - U_n` is then at most 1.5 times as large.
 
     Randomness: :meth:`frozen_level` draws ℓ from torch's generator, before anything is sampled.
 
     Edge cases: where a term is −inf (n of 2n log-weights are) the value is −inf, with gradient 0.
 
     Raises:
-        ValueError: ``base_size`` or ``splits`` below 1, ``max_level`` below 0; on use, fewer than n₀ samples.
+        ValueError: ``base_size`` or ``splits`` below 1, ``max_level`` or ``complete_up_to`` below 0; on use, fewer
+            than n₀ samples.
 
     References: Rhee and Glynn (2015), Unbiased Estimation with Square Root Convergence for SDE Models. Blanchet and
     Glynn (2015), Unbiased Monte Carlo for Optimization and Functions of Expectations via Multi-Level Randomization.
@@ -78,12 +80,14 @@ class UMLMC(Bound):
     base_size: int
     max_level: int | None = None
     splits: int = 4
+    complete_up_to: int = 256
     chooses_num_samples = True
     """Read by the engine, which asks :meth:`frozen_level` how many samples to draw."""
 
     def __post_init__(self) -> None:
         check_whole_number("base_size", self.base_size, 1)
         check_whole_number("splits", self.splits, 1)
+        check_whole_number("complete_up_to", self.complete_up_to, 0, "0 is halvings at every level.")
         if self.max_level is not None:
             check_whole_number("max_level", self.max_level, 0, "None is unlimited.")
 
@@ -175,7 +179,7 @@ class UMLMCLevel(Bound):
         return [(1.0, MIWAE(2 ** (self.level + 1))), (self.weight, IWAE()), (-self.weight, subsets)]
 
     def _subsets(self) -> Bound:
-        if self.size <= _LARGEST_COMPLETE:
+        if self.size <= self.umlmc.complete_up_to:
             return UStatistic(self.size)
         # Each permutation is cut in two halves of n. That they are the same in every call does not matter, as the
         # samples are independent.

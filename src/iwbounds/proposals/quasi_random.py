@@ -48,7 +48,8 @@ class QuasiRandom(ExtendedProposal):
     Pass it to :func:`iwbounds.estimate` in place of the distribution. Each weight keeps the expectation p(x), and their
     mean varies less, so that IWAE is tighter: for Gaussians of up to five dimensions and 16 samples or more, its gap
     is a quarter of that of independent draws, or much less. The gain falls with the dimension (little is left at 50)
-    and is lost where a few samples dominate.
+    and is lost where a few samples dominate. In ten dimensions K draws were as good as 1.4 K to 4 K independent ones
+    of a Gaussian, and as more of a proposal that follows the posterior: ``docs/derivations/dependent_draws.md``.
 
     Take a power of two of samples: other numbers are unbiased too, and less even.
 
