@@ -78,6 +78,17 @@ def test_the_papers_schedule(papers):
     assert rates[-1][1] == pytest.approx(1e-4)
 
 
+@pytest.mark.parametrize("decay", ["linear", "geometric", "stepped"])
+def test_a_short_schedule_goes_from_the_first_rate_to_the_last(papers, decay):
+    stages = papers("training").DECAYS[decay](20, 1e-3, 1e-4)
+    rates = [rate for epochs, rate in stages for _ in range(epochs)]
+    assert len(rates) == 20
+    assert (rates[0], rates[-1]) == pytest.approx((1e-3, 1e-4))
+    assert rates == sorted(rates, reverse=True)
+    halfway = {"linear": 5.5e-4, "geometric": 10**-3.5, "stepped": 1e-3}
+    assert (rates[9] + rates[10]) / 2 == pytest.approx(halfway[decay], rel=0.01)
+
+
 @pytest.mark.parametrize("layers", [1, 2])
 def test_the_networks_density_is_that_of_torch_distributions(papers, layers):
     from torch.distributions import Bernoulli, Normal
@@ -167,11 +178,34 @@ def test_table1_as_a_command_says_what_it_found_and_keeps_it(papers, tmp_path, c
     assert papers("table1").main([*options, *where, "--test-images", "30"])
     printed = capsys.readouterr().out
     kept = importlib.import_module("json").loads((tmp_path / "r.json").read_text())
-    assert sorted(kept) == ["digits-1-DReG-5-seed0", "digits-1-IWAE-5-seed0", "digits-1-VAE-1-seed0"]
+    form = "seed0-epochs-1-hidden-8-latent-2"
+    assert sorted(kept) == [f"digits-1-DReG-5-{form}", f"digits-1-IWAE-5-{form}", f"digits-1-VAE-1-{form}"]
     for found in kept.values():
         assert f"{found['nll']:.2f} ± {found['standard_error']:.2f}" in printed
         assert 25 < found["nll"] < 64 * math.log(2) + 1
         assert found["settings"]["seed"] == 0
+
+
+def test_table1_names_its_results_by_form(papers):
+    table1 = papers("table1")
+
+    def names(*options):
+        options = table1.parse(options)
+        return [table1.key(settings, options) for settings in table1.runs(options)]
+
+    usual = names()
+    assert usual[0] == "binarized-1-VAE-1-seed0"
+    forms = [
+        usual,
+        names("--decay", "geometric"),
+        names("--first-rate", "0.002"),
+        names("--full"),
+        names("--epochs", "9"),
+    ]
+    forms += [names("--full", "--stages", "6"), names("--batch-size", "20"), names("--epsilon", "1e-8")]
+    assert len({name for form in forms for name in form}) == sum(map(len, forms))
+    # what is spelt out and is the default has the default's name
+    assert names("--decay", "linear", "--objectives", "IWAE", "--samples", "5") == [usual[1]]
 
 
 def test_table1_expects_what_the_reference_found(papers):

@@ -25,7 +25,7 @@ import torch
 from common import table
 from papers.data import NAMES, load
 from papers.expected import Figure, parser, report
-from papers.training import Settings, keep, short_rates, train
+from papers.training import Settings, geometric_rates, keep, linear_rates, train
 
 import iwbounds as iw
 
@@ -130,9 +130,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def settings_of(options: argparse.Namespace) -> Settings:
     if options.data == "digits":
-        rates = short_rates(options.epochs or 60, 8e-3, 4e-4)
+        rates = geometric_rates(options.epochs or 60, 8e-3, 4e-4)
         return Settings("digits", "VAE", 1, rates=rates, hidden=100, latent=20)
-    return Settings(options.data, "VAE", 1, rates=short_rates(options.epochs or 20))
+    return Settings(options.data, "VAE", 1, rates=linear_rates(options.epochs or 20, 1e-3, 1e-4))
 
 
 def of_images(options: argparse.Namespace) -> list[Weights]:

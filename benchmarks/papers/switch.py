@@ -21,7 +21,7 @@ import torch
 from common import table
 from papers.data import NAMES, Data, load
 from papers.expected import Figure, parser, report
-from papers.training import Settings, keep, measure, paper_rates, short_rates, train
+from papers.training import Settings, geometric_rates, keep, measure, paper_rates, train
 
 ORDERS = (("VAE", "VAE"), ("VAE", "IWAE"), ("IWAE", "IWAE"), ("IWAE", "VAE"))
 
@@ -48,8 +48,8 @@ def settings_of(options: argparse.Namespace, first: str, then: str, seed: int) -
     epochs = options.epochs or (40 if small else 20)
     # The digits are few: their epoch has 14 steps, and larger ones do no harm.
     steps = (4e-3, 4e-4) if small else (1e-3, 1e-4)
-    before = paper_rates() if options.full else short_rates(epochs, *steps)
-    after = ((3**7, 1e-4),) if options.full else short_rates(options.more_epochs or epochs, *steps)
+    before = paper_rates() if options.full else geometric_rates(epochs, *steps)
+    after = ((3**7, 1e-4),) if options.full else geometric_rates(options.more_epochs or epochs, *steps)
     return Settings(
         options.data,
         first,

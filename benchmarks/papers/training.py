@@ -75,10 +75,24 @@ def paper_rates(stages: int = 8) -> tuple[tuple[int, float], ...]:
     return tuple((3**i, 1e-3 * 10 ** (-i / 7)) for i in range(stages))
 
 
-def short_rates(epochs: int, first: float = 1e-3, last: float = 1e-4) -> tuple[tuple[int, float], ...]:
+def geometric_rates(epochs: int, first: float, last: float) -> tuple[tuple[int, float], ...]:
     """One epoch at each of so many learning rates, evenly spaced in their logarithm."""
     ratio = (last / first) ** (1 / max(1, epochs - 1))
     return tuple((1, first * ratio**i) for i in range(epochs))
+
+
+def linear_rates(epochs: int, first: float, last: float) -> tuple[tuple[int, float], ...]:
+    """One epoch at each of so many learning rates, evenly spaced."""
+    return tuple((1, first + (last - first) * i / max(1, epochs - 1)) for i in range(epochs))
+
+
+def stepped_rates(epochs: int, first: float, last: float) -> tuple[tuple[int, float], ...]:
+    """The first rate for three quarters of the epochs, then the last one."""
+    return (3 * epochs // 4, first), (epochs - 3 * epochs // 4, last)
+
+
+DECAYS = {"linear": linear_rates, "geometric": geometric_rates, "stepped": stepped_rates}
+"""Ways of a learning rate from the first to the last in so many epochs."""
 
 
 @dataclass
@@ -184,6 +198,7 @@ def measure(state: State, data: Data, num_samples: int) -> dict[str, Any]:
         "active_units": active_units(state.model, data.test),
         "median_ess": round(report.ess.median().item(), 1),
         "last_training_bound": round(state.curve[-1], 3),
+        "curve": [round(bound, 2) for bound in state.curve],
         "epochs": len(state.curve),
         "of_epochs": len(state.settings.plan()),
         "seconds": round(state.seconds),
