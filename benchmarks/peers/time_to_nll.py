@@ -87,11 +87,19 @@ class Schedule:
 @dataclass(frozen=True)
 class Curve:
     seconds: list[float]
+    steps: list[int]
     nll: list[float]
 
     def time_to(self, target: float) -> float:
+        return self._first(target, self.seconds)
+
+    def steps_to(self, target: float) -> float:
+        """What a machine that other work shares leaves as it is."""
+        return self._first(target, self.steps)
+
+    def _first(self, target: float, along: Sequence[float]) -> float:
         """Interpolated between evaluations; infinite where it is not reached."""
-        points = list(zip(self.seconds, self.nll, strict=True))
+        points = list(zip(along, self.nll, strict=True))
         for (t0, n0), (t1, n1) in itertools.pairwise(points):
             if n1 <= target:
                 return t0 + (t1 - t0) * (n0 - target) / (n0 - n1)
@@ -107,7 +115,7 @@ def train(make: Callable[[VAE], Side], schedule: Schedule, seed: int, options: a
     annealed = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total, eta_min=schedule.learning_rate / 20)
     clock = time.process_time if options.threads == 1 else time.perf_counter
     marks = {round(total * i / options.evaluations) for i in range(1, options.evaluations + 1)}
-    curve = Curve([0.0], [test_nll(model, images.test, options.evaluation_samples)])
+    curve = Curve([0.0], [0], [test_nll(model, images.test, options.evaluation_samples)])
     batches = itertools.chain.from_iterable(images.batches(options.batch_size) for _ in itertools.count())
     spent, start = 0.0, clock()
     for step, x in enumerate(itertools.islice(batches, total), 1):
@@ -117,6 +125,7 @@ def train(make: Callable[[VAE], Side], schedule: Schedule, seed: int, options: a
         if step in marks:
             spent += clock() - start
             curve.seconds.append(spent)
+            curve.steps.append(step)
             curve.nll.append(test_nll(model, images.test, options.evaluation_samples))
             start = clock()
     return curve
@@ -169,19 +178,19 @@ def contenders(options: argparse.Namespace) -> dict[str, Callable[[VAE], Side]]:
 
 
 def report(found: dict[str, Contender], targets: Sequence[float]) -> None:
-    """Median seconds over the seeds, and how many times as fast as the fastest of Pyro's rows."""
+    """Medians over the seeds: seconds, steps, and how many times as fast as the fastest of Pyro's rows."""
     columns = [_column(found, target) for target in targets]
     rows = []
     for name, contender in found.items():
         how = f"{contender.schedule.learning_rate:g}, {contender.schedule.epochs}"
         final = statistics.median(curve.nll[-1] for curve in contender.curves)
         rows.append([name, how, *(cell for column in columns for cell in column[name]), f"{final:.2f}"])
-    header = [h for t in targets for h in (f"s to {t:g}", "speed")]
+    header = [h for t in targets for h in (f"s to {t:g}", "steps", "speed")]
     print(table(["side", "rate, epochs", *header, "last NLL"], rows))
     print("speed: the fastest row of Pyro for that target = 1; 0 where a side does not get there")
 
 
-def _column(found: dict[str, Contender], target: float) -> dict[str, tuple[str, str]]:
+def _column(found: dict[str, Contender], target: float) -> dict[str, tuple[str, str, str]]:
     times = {name: contender.times(target) for name, contender in found.items()}
     peers = [t for name, t in times.items() if name.startswith("Pyro")]
     base = min(peers, key=statistics.median)
@@ -189,7 +198,10 @@ def _column(found: dict[str, Contender], target: float) -> dict[str, tuple[str, 
     def speed(seconds: list[float]) -> str:
         return f"{statistics.median(b / t if t < math.inf else 0.0 for b, t in zip(base, seconds, strict=True)):.2f}"
 
-    return {name: (f"{statistics.median(t):.1f}", speed(t)) for name, t in times.items()}
+    def steps(contender: Contender) -> str:
+        return f"{statistics.median(curve.steps_to(target) for curve in contender.curves):.0f}"
+
+    return {name: (f"{statistics.median(t):.1f}", steps(found[name]), speed(t)) for name, t in times.items()}
 
 
 def plot(found: dict[str, Contender], options: argparse.Namespace) -> None:
