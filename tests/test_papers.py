@@ -186,6 +186,19 @@ def test_table1_as_a_command_says_what_it_found_and_keeps_it(papers, tmp_path, c
         assert found["settings"]["seed"] == 0
 
 
+def test_curves_are_drawn_from_what_table1_keeps(papers, tiny, tmp_path, capsys):
+    pytest.importorskip("matplotlib", reason="the figure is matplotlib's: pip install 'iwbounds[examples]'")
+    training, curves = papers("training"), papers("curves")
+    data, settings = tiny
+    found = training.measure(training.train(settings, data, tmp_path), data, 20)
+    assert len(found["curve"]) == 4
+    assert found["curve"][-1] == pytest.approx(found["last_training_bound"], abs=0.006)
+    training.keep({"tiny": found}, tmp_path / "r.json")
+    curves.main(["tiny", "--results", str(tmp_path / "r.json"), "--out", str(tmp_path / "c.png")])
+    assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
+    assert curves.label(found) == f"DReG, K = 3, batches of 25: {found['nll']:.2f}"
+
+
 def test_table1_names_its_results_by_form(papers):
     table1 = papers("table1")
 
