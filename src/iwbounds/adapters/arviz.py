@@ -92,6 +92,7 @@ def posterior_draws(
                 f"expected {tuple(first)} = (chain, draw) in front of every variable; got {tuple(array.shape)} for "
                 f"{name!r}. Name the variables to take by names=[…]."
             )
+    # Chain after chain, each in its order: the means of batches are taken along it.
     return PosteriorDraws({n: _tensor(a, dtype, device).flatten(0, 1) for n, a in arrays.items()}, int(first[0]))
 
 
@@ -99,6 +100,7 @@ def _variables(data: Any) -> Mapping[str, Any]:
     """By name; the group of the posterior where there are groups."""
     if hasattr(data, "posterior"):
         data = data.posterior
+    # A container of groups (InferenceData, DataTree), but of no posterior: as a mapping it would pass below.
     elif hasattr(data, "groups") or hasattr(data, "children"):
         raise KeyError("expected a group 'posterior' in the inference data; there is none.")
     if hasattr(data, "data_vars"):
@@ -134,4 +136,5 @@ def _by_chain(name: str, variable: Any) -> Any:
 def _tensor(array: Any, dtype: torch.dtype | None, device: torch.device | str | None) -> Tensor:
     # A copy: the draws are the caller's, and may be read-only.
     tensor = array.detach() if isinstance(array, Tensor) else torch.tensor(array)
+    # Discrete latents stay integers: as floats they could index nothing.
     return tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)

@@ -77,6 +77,7 @@ class _Call:
         # The structure and which leaves are floating are known before tracing: each gets a compilation of its own.
         self.value = jax.jit(self._value, static_argnums=(0, 1))
         self.value_and_vjp = jax.jit(self._value_and_vjp, static_argnums=(0, 1))
+        # What jax.vjp returns is a pytree of residuals, so it may cross into a compiled function.
         self.pull_back = jax.jit(lambda vjp, cotangent: vjp(cotangent)[0])
 
     def precision(self, leaves: tuple[Tensor, ...]) -> AbstractContextManager[Any]:

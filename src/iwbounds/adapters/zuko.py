@@ -76,6 +76,7 @@ class _Remembered:
 
     def sample(self, shape: tuple[int]) -> Tensor:
         z, log_q = self.flow.rsample_and_log_prob(shape)
+        # _version is private, and the only sign that somebody has written into the samples since.
         self.drawn, self.in_graph = (z, log_q, z._version), torch.is_grad_enabled()
         found: Tensor = z
         return found
@@ -101,5 +102,6 @@ class _Remembered:
             return None
         if z.dtype != drawn.dtype or z.untyped_storage().data_ptr() != drawn.untyped_storage().data_ptr():
             return None
+        # An expanded tensor has a stride of 0, by which nothing can be divided.
         start, off = divmod(int(z.storage_offset() - drawn.storage_offset()), max(1, drawn.stride(0)))
         return slice(start, start + len(z)) if off == 0 and 0 <= start <= len(drawn) - len(z) else None

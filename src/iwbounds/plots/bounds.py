@@ -49,6 +49,7 @@ def plot_bound(
     figure, (axis,) = axes_for(1, axes, (6.5, 4.2))
     many = [bounds] if isinstance(bounds, Bound) else list(bounds)
     looks = zip((BLUE, VERMILION, GREEN, ORANGE), ("o", "s", "^", "D"), ("-", "--", "-.", ":"), strict=True)
+    # From the fifth bound on the looks repeat; their names in the legend do not.
     for bound, (colour, marker, line) in zip(many, list(looks) * (1 + len(many) // 4), strict=False):
         counts, mean, error = _curve(log_w, bound)
         side = "not a bound" if bound.direction is Direction.NONE else bound.direction.value

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["plot_diagnosis", "plot_snr"]
 
+# Marker and line as well as colour: told apart in print, and by readers who see colours otherwise.
 _LOOKS = ((BLUE, "o", "-"), (VERMILION, "s", "--"), (GREEN, "^", "-."), (ORANGE, "D", ":"))
 
 
@@ -52,6 +53,7 @@ def plot_snr(diagnosis: Diagnosis, axes: Any = None) -> Any:
     """
     figure, (axis,) = axes_for(1, axes, (6.5, 4.2))
     rows = [(f"proposal, {name}", row) for name, row in diagnosis.snr.items()]
+    # Enough looks: diagnose tries three estimators at most.
     for (name, row), (colour, marker, line) in zip(rows, _LOOKS, strict=False):
         _ratio(axis, row, name, colour, marker, line)
     if diagnosis.model_snr:
@@ -77,6 +79,7 @@ def _bounds(axis: Any, diagnosis: Diagnosis) -> None:
     rows = diagnosis.rows
     counts: Sequence[int] = [row.num_samples for row in rows]
     axis.axhline(diagnosis.elbo, color=BLACK, linestyle=":", label="ELBO")
+    # A single group of K tells no error: its point stands without a bar.
     iwae, errors = [row.iwae for row in rows], [0.0 if math.isnan(row.error) else 2 * row.error for row in rows]
     axis.errorbar(
         counts, iwae, errors, color=BLUE, marker="o", markersize=4, capsize=3, label="IWAE ± 2 standard errors"

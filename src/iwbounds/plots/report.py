@@ -45,6 +45,7 @@ def _nll(axis: Any, report: EvidenceReport) -> None:
     if not hidden:
         label = f"mean {report.nll:.3f} ± {report.standard_error:.3f}"
         axis.axvline(report.nll, color=BLACK, label=label)
+    # +inf, of a datum without a weight above zero, is a certificate that says nothing.
     if report.certified_nll is not None and report.certified_nll < float("inf"):
         label = f"certified ≤ {report.certified_nll:.3f} ({100 * report.confidence:g} %)"
         axis.axvline(report.certified_nll, color=VERMILION, linestyle="--", label=label)
@@ -86,10 +87,12 @@ def _worst(axis: Any, report: EvidenceReport) -> None:
     shape = dict(zip(report.index.tolist(), report.pareto_k.tolist(), strict=True))
     for row, (index, nll) in enumerate(worst):
         high = shape[index] > report.pareto_k_threshold
+        # Hatched too: colour alone would be lost in print.
         colour, hatch = (VERMILION, "///") if high else (BLUE, "")
         if abs(nll) < float("inf"):
             axis.barh(row, nll, color=colour, alpha=0.65, hatch=hatch, edgecolor="white")
         note = f" {nll:.1f}" + (f" ({K_HAT} too high)" if high else "")
+        # Without a bar, for an infinite NLL, the number stands at the axis.
         axis.text(0 if not abs(nll) < float("inf") else max(nll, 0.0), row, note, va="center", fontsize=9)
     axis.set_yticks(range(len(worst)), [f"#{index}" for index, _ in worst])
     axis.invert_yaxis()

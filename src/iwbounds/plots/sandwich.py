@@ -28,6 +28,7 @@ def plot_sandwich(sandwich: Sandwich, axes: Any = None, truth: float | None = No
         ValueError: more than one axis.
     """
     figure, (axis,) = axes_for(1, axes, (6.5, 4.8))
+    # Set apart sideways: the bars of one datum would cover each other.
     looks = (("lower", BLUE, "^", -0.12), ("bridge", BLACK, "D", 0.0), ("upper", VERMILION, "v", 0.12))
     for name, colour, certified, offset in looks:
         side = getattr(sandwich, name)

@@ -26,6 +26,7 @@ def axes_for(count: int, axes: Any, size: tuple[float, float]) -> tuple[Any, Seq
     if axes is None:
         figure, grid = pyplot.subplots(1, count, figsize=size, layout="constrained", squeeze=False)
         return figure, list(grid[0])
+    # One axis may come by itself; arrays and lists of them have no plot.
     given = [axes] if hasattr(axes, "plot") else list(axes)
     if len(given) != count:
         raise ValueError(f"expected {count} axes to draw on; got {len(given)}. None makes a figure of its own.")

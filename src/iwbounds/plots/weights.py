@@ -58,11 +58,14 @@ def _histogram(axis: Any, log_w: Tensor, alive: Tensor) -> None:
 def _tail(axis: Any, log_w: Tensor) -> None:
     count, size = len(log_w), tail_size(len(log_w))
     centred = log_w - log_mean_exp_with_weights(log_w)[0]
+    # Ten times the tail: enough of the body to see where the straight line of a power law begins.
     top = centred.topk(min(count, 10 * size)).values.exp()
     top = top[top > 0]
+    # The rank over K is the share of samples that are as large.
     survival = torch.arange(1, len(top) + 1) / count
     axis.loglog(top.numpy(), survival.numpy(), ".", color=BLUE, markersize=4, label="largest weights")
     shape = pareto_k(log_w).item()
+    # The tail starts at the largest weight outside it, which a dead one cannot be.
     if math.isfinite(shape) and len(top) > size:
         axis.loglog(*_fitted(top, size, count), color=VERMILION, label=f"generalised Pareto, {K_HAT} = {shape:.2f}")
     trust = "trusted" if shape <= pareto_k_threshold(count) else "not trusted"
@@ -80,6 +83,8 @@ def _fitted(top: Tensor, size: int, count: int) -> tuple[Any, Any]:
     """The fitted survival function from where the tail starts to twice the largest weight."""
     start, excess = top[size], (top[:size] - top[size]).flip(0)
     shape, scale = generalized_pareto(excess)
+    # Squared, so that most points lie near the start, where the curve bends.
     y = torch.linspace(0, 1, 200, dtype=top.dtype).square() * 2 * excess[-1]
+    # P(W > u) times the Pareto survival beyond u; for k < 0 that ends at −σ/k, and is 0 from there on.
     survival = size / count * (1 + shape * y / scale).clamp_min(0) ** (-1 / shape)
     return (start + y).numpy(), survival.numpy()

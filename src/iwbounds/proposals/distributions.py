@@ -322,7 +322,10 @@ def _kind(constraint: Any) -> tuple[Any, ...]:
 def has_inverse(distribution: Distribution) -> bool:
     """Whether the density can be evaluated at any value: no transform has a cache, or lacks an inverse."""
     return is_plain(distribution) or not any(
-        t._cache_size or (type(t)._inverse is Transform._inverse and _is_leaf(t)) for t in _transforms(distribution)
+        # Private names, as torch has no question for either: a cache knows the last sample alone, and the base class's
+        # _inverse raises.
+        t._cache_size or (type(t)._inverse is Transform._inverse and _is_leaf(t))
+        for t in _transforms(distribution)
     )
 
 

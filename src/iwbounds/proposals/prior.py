@@ -90,6 +90,7 @@ def _distribution(prior: Distribution | Callable[[Latents], Distribution], laten
 def _structure(parts: Any) -> str:
     """How tensors, or priors, nest: the same words for the same nesting."""
     if isinstance(parts, dict):
+        # Sorted: two dicts of the same parts nest alike, in whatever order they list them.
         return "{" + ", ".join(f"{key}: {_structure(parts[key])}" for key in sorted(parts, key=str)) + "}"
     if isinstance(parts, tuple | list):
         return "(" + ", ".join(map(_structure, parts)) + ")"

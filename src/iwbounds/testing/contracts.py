@@ -121,6 +121,7 @@ def _check_values(log_joint: LogJoint, proposal: Proposal, count: int, x: Any) -
     _check_finite("log_joint", log_p)
     _check_finite(PROPOSAL, log_q)
     _check_density("log_joint", lambda z: called(log_joint, z), proposal, count)
+    # A proposal that says so is never handed copies or slices, which this would judge it by.
     if not proposal.needs_own_samples:
         _check_density(PROPOSAL, lambda z: log_proposal(proposal, z), proposal, count)
     # Three draws rarely reach a boundary; sixty-four see most supports that are too large.
@@ -203,6 +204,7 @@ def _check_rows(
             raise ContractError(
                 f"{name} must take any number of samples; of one sample alone it raised {first_line(error)}."
             ) from error
+        # 1024 units: a matrix product of one row may be summed in another order than that of several.
         if alone.shape != value[:1].shape or not _same(alone, value[sample : sample + 1], ulps=1024):
             raise ContractError(
                 f"{name} of a sample changes with the other samples: one sample alone gave another value. Expected "
@@ -223,6 +225,7 @@ def _check_own_latents(
         # Others are draws too: zeros or noise might fall outside the support and raise for a reason of its own.
         mixed = map_latents(lambda z, o, kept=kept: torch.where(expanded(kept, z), z, o), latents, others)
         rows = kept.expand_as(value)
+        # 64 units, as the shapes, and so nearly all orders of summation, are those of before.
         if not _same(density(mixed)[rows], value[rows], ulps=64):
             whose, what = ("sample", "samples") if axis == 0 else ("datum", "data")
             raise ContractError(
@@ -244,6 +247,7 @@ def _check_finite(name: str, value: Tensor) -> None:
 
 def _check_unchanged(x: Any, kept: Any) -> None:
     for data, before in zip(latent_leaves(x), latent_leaves(kept), strict=True):
+        # NaN, a missing value, is not equal to itself, and no change.
         if isinstance(data, Tensor) and not torch.equal(data.nan_to_num(), before.nan_to_num()):
             raise ContractError("the data x were changed by a call of log_joint or of the proposal: work on a copy.")
 
@@ -280,6 +284,7 @@ def _modules(function: object, depth: int) -> Iterator[nn.Module]:
     if inspect.isfunction(function):
         found = inspect.getclosurevars(function)
         inner += [*found.nonlocals.values(), *found.globals.values()]
+    # Three steps deep, a lambda around a bound method around a module: farther lies the rest of the program.
     for value in inner if depth else []:
         if isinstance(value, nn.Module) or inspect.isroutine(value) or hasattr(value, "func"):
             yield from _modules(value, depth - 1)

@@ -148,6 +148,7 @@ class GradientProblem:
 
 def categorical_problem() -> GradientProblem:
     """Two data, one categorical latent with three values each; a proposal far from the posterior."""
+    # Numbers without a pattern: no gradient is 0, or equal to another, by symmetry.
     table = _leaf([[0.4, -1.1, 0.7], [-0.3, 0.9, -1.6]])
     logits = _leaf([[0.3, -0.5, 0.2], [0.8, 0.1, -0.4]])
 

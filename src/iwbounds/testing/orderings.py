@@ -27,6 +27,7 @@ __all__ = ["assert_coupled_order", "assert_monotone_in_k", "assert_same_value", 
 Estimator: TypeAlias = Callable[[Tensor], Tensor]
 """From ``(K, *batch)`` log-weights to ``(*batch)``: a bound, or a function of a user's own."""
 
+# Rényi falls in α, so the chain starts at α = ∞, which is the smallest weight, and ends at the largest.
 _ORDERS = (math.inf, 3.0, 1.0, 0.5, 0.0, -1.0, -math.inf)
 _INTERVALS = 4
 _SUBSET_BLOCK = 8
@@ -74,6 +75,7 @@ def default_chains(num_samples: int) -> list[Sequence[Estimator]]:
         (smallest, ELBO(), CIWAE(0.7), CIWAE(0.2), IWAE(), largest),
         (ELBO(), TVO(_INTERVALS), IWAE(), TVO(_INTERVALS, side="right"), EUBO(), largest),
         [Renyi(order) for order in _ORDERS],
+        # One number of groups: two of them are ordered only where one divides the other.
         *[(ELBO(), MIWAE(num_samples), MIWAE(count), IWAE()) for count in groups[:1]],
         [*map(UStatistic, sizes), IWAE()],
     ]
@@ -194,6 +196,7 @@ def _own_values(bound: Estimator, log_w: Tensor) -> Tensor:
         half = torch.arange(batch.numel()).reshape(batch) % 2 == 0
         for kept in (half, ~half):
             kept = kept.to(log_w.device)
+            # Other weights of the same kind: the datum's own in reverse and lower, with their −inf and ties.
             changed = bound(torch.where(kept, log_w, log_w.flip(0) - 1.5)).detach()
             context = f"{name_of(bound)} of the same datum beside other data (it must not mix data)"
             _assert_equal(value[kept], changed[kept], rounding(log_w)[kept], context)

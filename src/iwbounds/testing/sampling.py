@@ -64,6 +64,7 @@ class _TestFunctions:
         directions = torch.randn(_TEST_FUNCTIONS, points.shape[-1], dtype=points.dtype, device=points.device)
         # By √d, so that the argument of the sine has a spread of about 1 in any dimension.
         self._frequencies = directions / spread / math.sqrt(points.shape[-1])
+        # Between 0 and π/2: a sine alone is odd, and blind to a wider sampler; a cosine is even, and blind to a shift.
         self._phases = torch.linspace(0.2, 1.3, _TEST_FUNCTIONS, dtype=points.dtype, device=points.device)
 
     def __call__(self, latents: Latents) -> Tensor:
@@ -86,6 +87,7 @@ def independence_fault(proposal: Proposal, batch: torch.Size, alpha: float) -> s
         # Neighbours, pairs of pairs, …: between them these four cuts separate any two of the 16 draws.
         halves = [(index & bit == 0) for bit in (1, 2, 4, 8)]
         products = [((a - b)[half].sum(0) * (a - b)[~half].sum(0)).sum(0) for half in halves]
+        # The second kind compares different places in their calls: strata in a fixed order show there.
         return torch.cat([*products, (a - b.roll(1, 0)).sum(1).flatten()])
 
     first, second = (list(latent_leaves(proposal.sample((_CALL,)))) for _ in range(2))

@@ -43,6 +43,7 @@ Lower: TypeAlias = Callable[[LogJoint, Any, int], Tensor | Estimate]
 Upper: TypeAlias = Callable[[LogJoint, Any, Latents, int], Tensor | Estimate]
 Bets: TypeAlias = list[tuple[str, Tensor]]
 
+# (1, 1) is the log-weight itself, the hypothesis that all others bet against.
 _POWERS = [
     powers for powers in itertools.product((0.0, 0.5, 1.0, 2.0), (0.0, 0.5, 1.0, 2.0, 4.0)) if powers != (1.0, 1.0)
 ]
@@ -133,6 +134,7 @@ class _DataSets:
         if self.lower is not None and self.upper is not None:
             return [self._sandwich(self._own_lower(count), self._own_upper(count), count) for count in counts]
         # One set of draws for every K: each count uses a part of them, and evaluates no density again.
+        # Twice the largest: L and U must be independent given x, so each has a half of its own.
         log_p, log_q = self._densities(2 * max(counts))
         log_w, bets = log_p - log_q, Bets()
         for count in counts:

@@ -151,6 +151,7 @@ class _Sides:
     def _gradients(self, value: Tensor) -> list[Tensor]:
         """Flat gradients of the sum, of the model and of the proposal; empty where they are not compared."""
         parameters = self.problem.parameters
+        # Retained, as the claimed and the true value share the graph that build has made.
         grads = torch.autograd.grad(value.sum(), parameters, retain_graph=True, allow_unused=True)
         flat = [
             (torch.zeros_like(p) if grad is None else grad).flatten() for p, grad in zip(parameters, grads, strict=True)
@@ -183,6 +184,7 @@ def _assert_indistinguishable(sides: _Sides, alpha: float, name: str, reproduce:
         terms = [_beyond_rounding(*(torch.cat(side) for side in sides.drawn())) for _ in range(repeats)]
         return torch.stack(terms).sum(0)
 
+    # From differences that are not bet on: a stake may depend on the past alone.
     scale = torch.stack([difference() for _ in range(_BURN_IN)]).square().mean(0).sqrt()
     process, total = EProcess(alpha), torch.zeros_like(scale)
     for _ in range(_ROUNDS):
@@ -190,6 +192,7 @@ def _assert_indistinguishable(sides: _Sides, alpha: float, name: str, reproduce:
         total += new
         process.add(symmetric_bets(new.unsqueeze(0), scale))
         if process.rejected_at:
+            # Bettors are laid out stake by stake, each with all statistics: what is left over is the parameter.
             at = process.best % len(scale)
             channel = _CHANNELS[int(at >= len(sides.drawn()[0][0]))]
             raise AssertionError(
@@ -271,6 +274,7 @@ def hermite(proposal: Distribution, num_samples: int, share_of_nodes: float = 1.
             f"with event shape {tuple(proposal.event_shape)}. Use method='sequential'."
         )
     count = round(share_of_nodes * min(_MOST_NODES, int(_MOST_TERMS ** (1 / num_samples) + 1e-9)))
+    # Probabilists' polynomials, whose weight is e^(−x²/2): normalised below, the standard Normal's.
     nodes, weights = (torch.as_tensor(a, dtype=base.loc.dtype) for a in np.polynomial.hermite_e.hermegauss(count))
     noise = torch.cartesian_prod(*[nodes] * num_samples).reshape(-1, num_samples).T
     probabilities = torch.cartesian_prod(*[weights / weights.sum()] * num_samples).reshape(-1, num_samples).prod(1)

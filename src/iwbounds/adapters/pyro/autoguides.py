@@ -40,6 +40,7 @@ def automatic_sites(guide: Any, auxiliary: list[str], latent: dict[str, Any]) ->
         TypeError: auxiliary sites that no automatic guide is known to have drawn.
     """
     flat = {name: found for name in auxiliary if (found := _flat_guide(guide, name)) is not None}
+    # AutoNormal draws a site of its own for each latent one, and calls it after that.
     single = {name: name.removesuffix(_SUFFIX) for name in auxiliary if name not in flat}
     # Their own prototypes, in whose order they take their vectors apart.
     prototypes = {name: dict(auto.prototype_trace.iter_stochastic_nodes()) for name, auto in flat.items()}
@@ -65,6 +66,7 @@ def _flat_guide(guide: Any, name: str) -> Any:
     """The guide, or the part of it, that draws all its latents as the one vector ``name``."""
     automatic = optional("pyro.infer.autoguide", "pyro").AutoContinuous
     modules = guide.modules() if isinstance(guide, torch.nn.Module) else ()
+    # Pyro's own rule for the name of the vector's site; parts of an AutoGuideList are modules of it.
     return next((m for m in modules if isinstance(m, automatic) and name == f"_{m._pyro_name}_latent"), None)
 
 

@@ -108,6 +108,7 @@ class _Runner:
 
     def log_prob(self, guide: Callable[..., Any], latents: dict[str, Tensor]) -> Any:
         """log q, one tensor for each site where some have a path and others have none."""
+        # Packed for the guide alone: only it has auxiliary sites, which its points are made of.
         densities = self.densities(guide, self.values(latents), packed=True)
         if not isinstance(self.structure.reparameterized, dict):
             return _sum(densities)
@@ -151,6 +152,7 @@ class _Runner:
         }
         if packed:
             automatic = self.structure.automatic
+            # A flat vector lies in none of the plates: axes of size 1 in their places.
             auxiliary = automatic.pack(values, () if count is None else (count,) + (1,) * nesting)
             # Points are left to the guide, which makes them, and their density, of its auxiliary sites.
             values = {name: z for name, z in values.items() if name not in automatic.latents} | auxiliary

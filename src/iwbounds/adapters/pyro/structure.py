@@ -40,6 +40,7 @@ class Layout:
     @property
     def visible_shape(self) -> tuple[int, ...]:
         """Of one sample, ``(*batch, *rest)``."""
+        # On the meta device: a shape to follow, without memory.
         return tuple(self.outward(torch.empty(self.shape, device="meta"), vectorized=False, nesting=0).shape)
 
     @property
@@ -108,6 +109,7 @@ class Structure:
         """
         scale_and_mask = optional("pyro.distributions.util", "pyro").scale_and_mask
         log_p: Tensor = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+        # Pyro's own: it also takes the mask that poutine.mask has left at the site.
         log_p = scale_and_mask(log_p, self.excess_scale(site), site["mask"])
         sizes = {frame.dim: frame.size for frame in _plates(site)}
         shape = ([] if count is None else [count]) + [sizes.get(dim, 1) for dim in range(-self.nesting, 0)]
@@ -134,6 +136,7 @@ def inspect(model: Run, guide: Run, args: Any, kwargs: Any, scaled_likelihood: b
     """
     poutine = optional("pyro.poutine", "pyro")
     drawn = poutine.trace(guide).get_trace(*args, **kwargs)
+    # The model at the guide's draws, so that both traces speak of the same sites and sizes.
     scored = poutine.trace(poutine.replay(model, trace=drawn)).get_trace(*args, **kwargs)
     q = dict(contributing(drawn))
     p = dict(contributing(scored))
@@ -220,6 +223,7 @@ def _check_points(points: list[str]) -> None:
 def _is_point(distribution: Any) -> bool:
     while hasattr(distribution, "base_dist"):
         distribution = distribution.base_dist
+    # By name, and inside of Independent and transforms: Pyro is imported in calls alone.
     return type(distribution).__name__ == "Delta"
 
 
@@ -228,6 +232,7 @@ def _check_scales(structure: Structure, p: dict[str, Any], q: dict[str, Any], sc
     for where, sites in (("guide", q), ("model", p)):
         for name, site in sites.items():
             scale = torch.as_tensor(structure.excess_scale(site), dtype=torch.float64)
+            # Quotients of sizes, multiplied and divided again: 1 but for rounding.
             if bool(torch.isclose(scale, torch.ones_like(scale), rtol=1e-6).all()):
                 continue
             if where == "model" and site["is_observed"] and scaled_likelihood:

@@ -97,6 +97,7 @@ class AggregatedPosterior:
         return tuple(z.shape[: z.ndim - self.event_dim])
 
     def _indices(self, shape: tuple[int, ...]) -> Tensor:
+        # With replacement: each is one more independent draw of ψ, so that the mean of K is unbiased for q(z).
         return torch.randint(self.num_components, shape, device=self.device)
 
     def _log_mixture(self, z: Tensor, index: Tensor) -> Tensor:

@@ -62,6 +62,7 @@ class ImportanceWeighted:
     def reparameterized(self) -> bool | tuple[bool, bool]:
         """Of z and ψ."""
         z, psi = self.model.z_has_path, self.model.psi_has_path
+        # One boolean where both agree: the engine then asks for one log-density, not for two.
         return z if z == psi else (z, psi)
 
     def extend(self, log_joint: LogJoint, name: str) -> tuple[LogJoint, Proposal]:
@@ -103,9 +104,11 @@ class ImportanceWeighted:
         """log Q; in mixed cases, apart: the rest, and the density of the draws that carry no path."""
         z, psi = latents
         densities = self.model.log_densities(z, from_latent(psi), with_mixing=True)
+        # exp U_K times the product of the τ, without the position of z's own ψ: symmetric in ψ_0..ψ_K.
         log_q = IWAE()(densities.log_weights) + gradient_only(densities.log_target.sum(0))
         if isinstance(self.reparameterized, bool):
             return log_q
+        # The two add up to log Q. `drawn` is 0, with the score of what has no path; the rest follows the path.
         drawn = gradient_only(self._log_prob_without_path(densities))
         return (log_q - drawn, drawn) if self.model.z_has_path else (drawn, log_q - drawn)
 

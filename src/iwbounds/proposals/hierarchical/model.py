@@ -121,6 +121,7 @@ class LogDensities(NamedTuple):
     @property
     def log_weights(self) -> Tensor:
         """v_k = log q(ψ_k) + log q(z | ψ_k) − log τ(ψ_k | z)."""
+        # τ is q(ψ) itself, and cancels: an implicit ψ, without any density, will do.
         if self.mixing is None or self.reverse is None:
             return self.conditional
         return self.mixing + self.conditional - self.reverse
@@ -165,6 +166,7 @@ class TwoLevelModel:
         # A checkpoint of the engine's must not count what is made at the first draw alone (a Categorical's cached
         # probabilities), and has nothing to make anew where ψ carries no path.
         with nullcontext() if self.psi_has_path else outside_checkpoints():
+            # One flat number: a sampler need not understand more axes than one.
             psi: object = self.mixing.sample((num_aux * num_samples,))
         if not isinstance(psi, Tensor) or psi.ndim == 0 or psi.shape[0] != num_aux * num_samples:
             found = tuple(psi.shape) if isinstance(psi, Tensor) else type(psi).__name__

@@ -209,13 +209,16 @@ class HierarchicalProposal(ExtendedProposal):
 
     def posterior_log_weights(self, log_joint: LogJoint, z: Tensor) -> Tensor:
         """log p(x, z) minus a lower bound of log q(z): ψ_0..ψ_K are all drawn by the reverse model."""
+        # A draw of the posterior has no ψ of its own: K + 1 of τ's, as many as the proposal's draws have.
         log_q = self.log_prob_lower(z, self._num_aux + 1)
         return check_log_joint(log_joint(z), log_q) - log_q
 
     def _view(self) -> Mixtures | SharedMixtures | ImportanceWeighted | InnerRule:
         model, count = self._model, self._num_aux
+        # SIVI: ψ enters as parameters of a mixture over z, and needs neither a density nor a score.
         if model.reverse is None and model.psi_has_path:
             return SharedMixtures(model, count) if self._shared else Mixtures(model, count)
+        # Split only if there is a ψ_k with k ≥ 1: z's own ψ keeps its score term (DIWHVI).
         split = model.z_has_path and model.psi_has_path and count and not isinstance(self._gradient, Reparameterized)
         # Without gradients there is no path to split; and a tracer cannot follow how it is done.
         if split and torch.is_grad_enabled() and not torch.compiler.is_compiling():
@@ -241,6 +244,7 @@ def _check_parts(model: TwoLevelModel, gradient: Gradient | None, shared: bool) 
             f"expected the inner gradient to be None, DReG() or Reparameterized(); got {gradient!r}. It rules the "
             "reverse model alone; pass other estimators to estimate(gradient=…)."
         )
+    # log q(ψ) drops out only where it is divided by itself and no score of ψ is asked for.
     needed = model.reverse is not None or not model.psi_has_path
     if needed and not model.has_density:
         raise ValueError(
