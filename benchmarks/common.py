@@ -12,6 +12,8 @@ import itertools
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -135,6 +137,22 @@ def peak_of_live_tensors(step: Step) -> float:
     events = [event for event in found.profiler.kineto_results.events() if event.name() == "[memory]"]
     changes = (event.nbytes() for event in sorted(events, key=lambda event: event.start_ns()))
     return max(itertools.accumulate(changes)) / 1e6
+
+
+def pyplot() -> Any:
+    """Matplotlib's pyplot, drawing to files: no display is needed."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def save_figure(figure: Any, path: Path) -> None:
+    """Write the figure, making its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import VAE, arguments, binary_images, gate, gradients, medians, table
+from common import VAE, arguments, binary_images, gate, gradients, medians, pyplot, save_figure, table
 from torch import Tensor
 from torch.distributions import Independent, MultivariateNormal, Normal
 from torch.nn import functional as F
@@ -254,14 +254,9 @@ def rows_of(quick: bool, only: str, targets: Path) -> Iterator[Row]:
 
 def plot(rows: list[Row], path: Path) -> None:
     """Every variance ÷ the lesser of Reparameterized's and DReG's, a line for each case."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     from iwbounds.plots.style import BLUE, ORANGE, VERMILION, plain
 
-    figure, axis = pyplot.subplots(figsize=(8, 0.8 + 0.24 * len(rows)), layout="constrained")
+    figure, axis = pyplot().subplots(figsize=(8, 0.8 + 0.24 * len(rows)), layout="constrained")
     names = [f"{row.name}, K = {row.count}" for row in rows]
     for name, colour, marker in ((PLAIN, ORANGE, "s"), (DOUBLY, BLUE, "o"), (MINE, VERMILION, "D")):
         ratios = [row.variances[name] / min(row.variances[PLAIN], row.variances[DOUBLY]) for row in rows]
@@ -271,8 +266,7 @@ def plot(rows: list[Row], path: Path) -> None:
     axis.set(xscale="log", yticks=range(len(rows)), yticklabels=names)
     axis.invert_yaxis()
     axis.legend(loc="upper right", frameon=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
+    save_figure(figure, path)
 
 
 HEADER = ["case", "K", PLAIN, DOUBLY, MINE, "λ", "÷ the lesser"]

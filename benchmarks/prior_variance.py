@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from common import arguments, gate, table
+from common import arguments, gate, pyplot, save_figure, table
 from gradient_variance import digits
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, Independent, Normal
@@ -109,14 +109,9 @@ def check() -> None:
 
 
 def plot(rows: list[tuple[int, int, list[float]]], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     from iwbounds.plots.style import BLUE, VERMILION, plain
 
-    figure, axis = pyplot.subplots(figsize=(6, 3.6), layout="constrained")
+    figure, axis = pyplot().subplots(figsize=(6, 3.6), layout="constrained")
     for count, style in ((8, "-"), (64, "--")):
         mine = [(step, found) for k, step, found in rows if k == count]
         for place, name, colour in ((0, "DReG", BLUE), (1, "GDReG", VERMILION)):
@@ -125,8 +120,7 @@ def plot(rows: list[tuple[int, int, list[float]]], path: Path) -> None:
     plain(axis, "Gradient of the prior of the lower layer", "step of training", "total variance")
     axis.set(xscale="log", yscale="log")
     axis.legend(frameon=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
+    save_figure(figure, path)
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 import torch
-from common import arguments, table
+from common import arguments, pyplot, save_figure, table
 from torch import Tensor
 
 sys.path.append(str(Path(__file__).parents[1] / "examples" / "recipes"))
@@ -24,14 +24,9 @@ BUDGET, LOOKS = 20_000, 10
 
 def plot(curves: dict[str, Tensor], path: Path) -> None:
     """Each seed's curve thin, their mean thick."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     from iwbounds.plots.style import BLUE, VERMILION, plain
 
-    figure, axis = pyplot.subplots(figsize=(6, 3.6), layout="constrained")
+    figure, axis = pyplot().subplots(figsize=(6, 3.6), layout="constrained")
     for (name, found), colour in zip(curves.items(), (VERMILION, BLUE), strict=True):
         cost = torch.arange(1, found.shape[1] + 1) * BUDGET / LOOKS
         for curve in found:
@@ -39,8 +34,7 @@ def plot(curves: dict[str, Tensor], path: Path) -> None:
         axis.plot(cost, found.mean(0), color=colour, marker="o", markersize=4, label=name)
     plain(axis, "Digits: a decoder trained without bias", "samples for each image of a batch", "test NLL, nats")
     axis.legend(frameon=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
+    save_figure(figure, path)
 
 
 def main() -> None:

@@ -24,3 +24,4 @@ def test_the_bar_is_drawn_without_a_warning():
         progress._bar.mininterval = 0
         for _ in range(3):
             progress.advance(0.4, "NLL 1.0")
+        assert progress._bar.n == progress.done == 1.0

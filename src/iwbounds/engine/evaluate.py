@@ -16,7 +16,7 @@ from torch.distributions import Distribution
 
 from iwbounds.checks import Latents, check_log_joint, check_log_q, latent_leaves, map_latents
 from iwbounds.engine.autograd import Channel, Tap, attach, compiling, gate, on_paths, split_gate, with_ratio
-from iwbounds.engine.linearize import Linearized, cut, linearize, refuse_unreached, slopes_at, times
+from iwbounds.engine.linearize import Linearized, cut_copies, linearize, refuse_unreached, slopes_at, times
 from iwbounds.gradients.base import Coefficients
 from iwbounds.gradients.lesson import Lesson
 from iwbounds.proposals.base import LogProb, Proposal, cannot
@@ -149,7 +149,7 @@ def _with_prior_path(request: Request, latents: Latents) -> Evaluated:
     joint, proposal = request.log_joint, request.proposal
     assert isinstance(joint, PriorAndLikelihood), "checked with the arguments"
     # Cut from the graph: the slopes of prior and proposal are partial, and must not run on through z1 → z2.
-    copies = cut(latents)
+    copies = cut_copies(latents)
     log_q = _log_q(request, copies, proposal.fixed_log_prob)
     # At copies every density requires grad; whether the proposal is trained is seen at samples that do not.
     on_path = any(z.requires_grad for z in latent_leaves(latents))

@@ -18,8 +18,9 @@ from torch.autograd.graph import GradientEdge
 
 from iwbounds.checks import Latents, latent_leaves, map_latents
 from iwbounds.engine.autograd import Channel, Tap, compiling, is_on_path, on_paths
+from iwbounds.proposals.graph import cut
 
-__all__ = ["Linearized", "cut", "linearize", "refuse_unreached", "slopes_at", "times"]
+__all__ = ["Linearized", "cut_copies", "linearize", "refuse_unreached", "slopes_at", "times"]
 
 
 class Linearized(NamedTuple):
@@ -50,7 +51,11 @@ def linearize(
         return _linearize_traced(density, latents, reparameterized)
     # With one part the graph passes through z alone: the partial derivative is taken there, at the very tensor.
     joined = own_samples and len(latent_leaves(latents)) == 1
-    copies = latents if joined else map_latents(_cut, latents, reparameterized)
+    copies = (
+        latents
+        if joined
+        else map_latents(lambda z, flag: cut(z) if is_on_path(z, flag) else z, latents, reparameterized)
+    )
     # Once: what follows takes derivatives of this evaluation, and never calls the user's function again.
     value = density(copies)
     at, live = on_paths(copies, reparameterized), on_paths(latents, reparameterized)
@@ -72,15 +77,11 @@ def linearize(
     return Linearized(value, path, joined, taken.tap, len(live))
 
 
-def _cut(z: Tensor, reparameterized: bool | None) -> Tensor:
-    return _Cut.apply(z) if is_on_path(z, reparameterized) else z  # type: ignore[no-untyped-call]
-
-
-def cut(latents: Latents) -> Latents:
+def cut_copies(latents: Latents) -> Latents:
     """Copies, from which no gradient flows back, and with respect to which slopes can be taken."""
     if not torch.is_grad_enabled():
         return latents
-    return map_latents(lambda z: _Cut.apply(z.detach().requires_grad_()), latents)  # type: ignore[no-untyped-call]
+    return map_latents(lambda z: cut(z.detach().requires_grad_()), latents)
 
 
 def slopes_at(density: Tensor, copies: Latents, keep_graph: bool = False) -> list[Tensor | None]:
@@ -88,18 +89,6 @@ def slopes_at(density: Tensor, copies: Latents, keep_graph: bool = False) -> lis
     at = latent_leaves(copies)
     ones = torch.ones_like(density)
     return list(torch.autograd.grad(density, at, ones, retain_graph=keep_graph, allow_unused=True))
-
-
-class _Cut(torch.autograd.Function):
-    """The same latents, from which no gradient flows back."""
-
-    @staticmethod
-    def forward(_ctx: Any, z: Tensor) -> Tensor:
-        return z.view_as(z)
-
-    @staticmethod
-    def backward(_ctx: Any, _grad: Tensor) -> None:
-        return None
 
 
 @dataclass

@@ -27,7 +27,6 @@ __all__ = [
     "State",
     "Term",
     "Values",
-    "gradient_only",
     "has_parameters",
     "over_event",
     "slope_of",
@@ -149,11 +148,6 @@ def slope_of(log_density: Tensor, z: Tensor, name: str, create_graph: bool = Fal
             "there (computed under torch.no_grad(), from detached latents, or constant). Keep z in its graph."
         )
     return found
-
-
-def gradient_only(x: Tensor) -> Tensor:
-    """Zero, with the gradient of ``x``; without one where ``x`` is infinite (inf − inf would be NaN)."""
-    return (x - x.detach()).nan_to_num(0.0)
 
 
 def standard_normal_like(z: Tensor) -> Tensor:

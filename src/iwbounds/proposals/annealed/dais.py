@@ -7,9 +7,10 @@ from typing import final
 from torch import Tensor
 
 from iwbounds.checks import check_log_joint, check_log_q
-from iwbounds.proposals.annealed.bridge import Bridge, gradient_only, standard_normal_like, sum_event
+from iwbounds.proposals.annealed.bridge import Bridge, standard_normal_like, sum_event
 from iwbounds.proposals.annealed.schedule import StepSize, check_positive, number_at
 from iwbounds.proposals.annealed.transition import Path, Transition
+from iwbounds.proposals.graph import gradient_only
 
 __all__ = ["DAIS"]
 

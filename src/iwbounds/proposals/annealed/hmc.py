@@ -15,7 +15,6 @@ from iwbounds.proposals.annealed.bridge import (
     Bridge,
     State,
     Values,
-    gradient_only,
     has_parameters,
     over_event,
     standard_normal_like,
@@ -24,6 +23,7 @@ from iwbounds.proposals.annealed.bridge import (
 )
 from iwbounds.proposals.annealed.schedule import StepSize, check_positive
 from iwbounds.proposals.annealed.transition import Path, Transition
+from iwbounds.proposals.graph import gradient_only
 
 __all__ = ["HMC", "Chain"]
 

@@ -22,9 +22,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from iwbounds.proposals.annealed.bridge import Bridge, State, Values, gradient_only, standard_normal_like, sum_event
+from iwbounds.proposals.annealed.bridge import Bridge, State, Values, standard_normal_like, sum_event
 from iwbounds.proposals.annealed.schedule import StepSize, check_positive
 from iwbounds.proposals.annealed.transition import Path, Transition
+from iwbounds.proposals.graph import gradient_only
 
 __all__ = ["Langevin", "Networked"]
 

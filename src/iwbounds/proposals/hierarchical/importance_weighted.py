@@ -20,15 +20,10 @@ from torch import Tensor
 from iwbounds.bounds.iwae import IWAE
 from iwbounds.checks import Latents
 from iwbounds.proposals.base import LogJoint, Proposal, first_part
+from iwbounds.proposals.graph import gradient_only
 from iwbounds.proposals.hierarchical.model import LogDensities, TwoLevelModel, as_latent, from_latent
 
-__all__ = ["ImportanceWeighted", "add_gradient_only", "draw_trained_pair", "gradient_only"]
-
-
-def gradient_only(x: Tensor) -> Tensor:
-    """Zero, with the gradient of ``x``; without one where ``x`` is infinite (inf − inf would be NaN)."""
-    # nan_to_num also stops the gradient of what it replaces.
-    return (x - x.detach()).nan_to_num(0.0)
+__all__ = ["ImportanceWeighted", "add_gradient_only", "draw_trained_pair"]
 
 
 def add_gradient_only(log_p: object, term: Tensor) -> Tensor:

@@ -33,11 +33,11 @@ from torch.autograd.graph import GradientEdge
 from iwbounds.bounds.iwae import IWAE
 from iwbounds.logspace.mean import normalized_weights
 from iwbounds.proposals.base import LogJoint, Proposal
+from iwbounds.proposals.graph import cut, gradient_only
 from iwbounds.proposals.hierarchical.importance_weighted import (
     ImportanceWeighted,
     add_gradient_only,
     draw_trained_pair,
-    gradient_only,
 )
 from iwbounds.proposals.hierarchical.model import TwoLevelModel, as_latent, draw, from_latent, outside_checkpoints
 
@@ -121,7 +121,7 @@ class InnerRule:
         """ψ_1..ψ_K ~ τ(ψ | z) twice: with the path to η, and with the path to z."""
         assert self.model.reverse is not None
         # From the copy no gradient flows back to z; an edge of the graph stands for it, and keeps no values alive.
-        copy = _Cut.apply(z) if z.requires_grad else z  # type: ignore[no-untyped-call]
+        copy = cut(z) if z.requires_grad else z
         # One draw: a second one, for the other path, would be other numbers.
         psi = draw(self.model.reverse(copy), (self.num_aux,), True, "reverse")
         edge = None if copy.grad_fn is None else GradientEdge(copy.grad_fn, copy.output_nr)
@@ -160,18 +160,6 @@ def _squared_slopes(latents: SplitLatents) -> Tensor:
 def _inner_product(slopes: Tensor, path: Tensor, latents: SplitLatents) -> Tensor:
     """Over all axes but the samples' and the batch's."""
     return (slopes * path).flatten(latents.weights.ndim - 1).sum(-1)
-
-
-class _Cut(torch.autograd.Function):
-    """The same tensor, from which no gradient flows back."""
-
-    @staticmethod
-    def forward(_ctx: Any, z: Tensor) -> Tensor:
-        return z.view_as(z)
-
-    @staticmethod
-    def backward(_ctx: Any, _grad: Tensor) -> None:
-        return None
 
 
 class _StandIn(torch.autograd.Function):
