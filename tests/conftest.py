@@ -10,19 +10,17 @@ import torch
 
 ROOT = Path(__file__).parent
 ADAPTERS = ROOT.parent / "src" / "iwbounds" / "adapters"
-SLOW = {
+SLOW = {ADAPTERS} | {
     ROOT / name
     for name in (
-        "adapters/test_jax.py",
+        "adapters",
         "assumptions/test_distribution_sweep.py",
         "assumptions/test_pyro_sweep.py",
         "assumptions/test_zuko_sweep.py",
         "bounds/test_orderings.py",
         "bounds/test_umlmc.py",
         "bounds/test_user_bounds.py",
-        "distributed/test_evaluations.py",
-        "distributed/test_sharded_data.py",
-        "distributed/test_sharded_samples.py",
+        "distributed",
         "engine/test_kernels_in_engine.py",
         "engine/test_large_k.py",
         "engine/test_learning.py",
@@ -58,7 +56,7 @@ SLOW = {
         "testing/test_kit_unbiasedness.py",
     )
 }
-"""Modules of more than a few seconds, which ``make test-fast`` leaves out; ``make test`` runs everything."""
+"""Modules and folders that ``make test-fast`` leaves out, beside single tests marked slow."""
 
 
 def _import_with_switches_kept(library):
@@ -72,12 +70,17 @@ def _import_with_switches_kept(library):
 _import_with_switches_kept("zuko")
 
 
+def pytest_ignore_collect(collection_path, config):
+    """Without the slow tests their modules, and the libraries some are for, are not even imported."""
+    return True if collection_path in SLOW and config.option.markexpr == "not slow" else None
+
+
 def pytest_collection_modifyitems(items):
     missing = [str(path) for path in SLOW if not path.exists()]
     if missing:
         raise pytest.UsageError(f"expected the modules of SLOW in tests/conftest.py to exist; missing: {missing}")
     for item in items:
-        if item.path in SLOW:
+        if not SLOW.isdisjoint([item.path, *item.path.parents]):
             item.add_marker(pytest.mark.slow)
         if item.path.is_relative_to(ADAPTERS):
             _skip_without_library(item)

@@ -135,6 +135,7 @@ def _validation_kept():
     torch.distributions.Distribution.set_default_validate_args(before)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_validation_kept")
 @densities
 def test_one_graph_under_compile(ours, theirs, draw):

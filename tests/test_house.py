@@ -59,6 +59,7 @@ def depth(module):
     return count + 1, (module, *chain)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", sorted(MODULES.keys() - {"iwbounds"}))
 def test_imports_point_downward(module):
     """But for the pictures, which a report asks for when it is to be plotted."""

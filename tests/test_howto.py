@@ -22,6 +22,7 @@ def run(name, text):
         exec(compile(block, f"{name} block {number}", "exec"), namespace)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("section", SECTIONS)
 def test_every_section_on_an_adapter_runs(section):
     if section in NEEDS:

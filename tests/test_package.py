@@ -33,6 +33,7 @@ def test_all_is_complete(package):
     assert found <= set(package.__all__)
 
 
+@pytest.mark.slow
 def test_importing_the_package_brings_no_optional_dependency():
     code = (
         "import sys, iwbounds; "

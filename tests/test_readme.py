@@ -3,6 +3,8 @@
 import pathlib
 import re
 
+import pytest
+
 ROOT = pathlib.Path(__file__).parents[1]
 
 
@@ -10,6 +12,7 @@ def blocks(page):
     return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
 
 
+@pytest.mark.slow
 def test_every_python_block_of_the_readme_runs_in_order():
     found = blocks("README.md")
     assert found, "README.md shows no code"

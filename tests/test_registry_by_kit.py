@@ -15,6 +15,7 @@ SLOW = ("u-statistic", "incomplete")
 PAIRS = [name for name in BOUNDS if BOUNDS[name]().min_samples <= 2 and not name.startswith(SLOW)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gradient", PATHWISE.values(), ids=PATHWISE)
 @pytest.mark.parametrize("name", PAIRS)
 def test_pathwise_estimators_pass_the_kit(name, gradient):

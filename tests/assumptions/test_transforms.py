@@ -18,6 +18,7 @@ def log_weights():
     return torch.randn(K, B, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bound", SUBSETS, ids=repr)
 def test_vmap_and_jacobians_of_subset_bounds(bound):
     x = log_weights()
@@ -52,6 +53,7 @@ def compiler():
     torch.distributions.Distribution.set_default_validate_args(before)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("compiler")
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 @pytest.mark.parametrize("bound", SUBSETS, ids=repr)
@@ -78,6 +80,7 @@ def test_functional_transforms_of_an_estimate_are_refused(gradient):
         assert estimate(torch.zeros(3), gradient).shape == ()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("compiler")
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 def test_chunks_under_a_compiler_are_refused():

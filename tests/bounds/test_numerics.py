@@ -80,6 +80,7 @@ def test_value_gradient_and_path_are_those_of_the_formula_by_autograd(bound, ref
     torch.testing.assert_close(bound(log_w), value.detach(), **tolerance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BOUNDS)
 def test_a_bounded_ratio_is_stated_where_it_is_true(name):
     """c ≥ 0 and |c − h| ≤ const c over weights of every range, dead ones included."""
@@ -176,6 +177,7 @@ def _brute_force(bound, log_w, geometric):
     return torch.stack(scores)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("geometric", [False, True], ids=["arithmetic", "geometric"])
 @pytest.mark.parametrize("living", [0, 1, 2, 3])
 @pytest.mark.parametrize("name", [name for name in BOUNDS if not name.startswith("miwae")])

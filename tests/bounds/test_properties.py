@@ -49,6 +49,7 @@ def test_what_is_evaluated_together_is_what_is_evaluated_apart(case):
     assert path is None
 
 
+@pytest.mark.slow
 @every_case
 def test_value_is_differentiable_twice_against_finite_differences(case):
     log_w = _weights().requires_grad_()
@@ -120,6 +121,7 @@ def test_nan_stays_in_its_own_datum(case):
         torch.testing.assert_close(found[:, others], expected[:, others], rtol=1e-13, atol=1e-15)
 
 
+@pytest.mark.slow
 @every_case
 @pytest.mark.parametrize("dead", range(1, K + 1))
 def test_dead_weights_give_minus_infinity_where_needed_and_the_limit_elsewhere(case, dead):

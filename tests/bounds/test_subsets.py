@@ -27,6 +27,7 @@ CASES = [(iw.Jackknife(order), lambda x, order=order: jackknife(x, order)) for o
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("bound", "oracle"), CASES, ids=lambda case: repr(case) if isinstance(case, iw.Bound) else "")
 def test_value_gradient_and_curvature_agree_with_enumeration(bound, oracle, kind):
@@ -39,6 +40,7 @@ def test_value_gradient_and_curvature_agree_with_enumeration(bound, oracle, kind
     torch.testing.assert_close(found_h, h, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("bound", "oracle"), CASES, ids=lambda case: repr(case) if isinstance(case, iw.Bound) else "")
 def test_float32_agrees_with_float64_enumeration_of_the_same_weights(bound, oracle, kind):

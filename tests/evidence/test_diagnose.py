@@ -83,6 +83,7 @@ def test_table_has_gradients_of_the_estimators_that_fit_and_touches_none():
     assert "signal/noise" in text
 
 
+@pytest.mark.slow
 def test_the_models_gradient_is_told_from_the_proposals():
     """∂ log p/∂ shift = x − shift − z has mean x/2 − shift and variance 1/2 at the exact posterior, at K = 1."""
 
@@ -131,6 +132,7 @@ class Latent(nn.Module):
         return log_joint, q[self.kind]()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "gradients"),
     [
@@ -150,6 +152,7 @@ def test_extended_proposals_are_diagnosed_too(kind, gradients):
     assert all(p.grad is None for p in model.parameters())
 
 
+@pytest.mark.slow
 def test_snr_of_a_gaussian_gradient_is_mean_over_deviation():
     """∂ log w / ∂ loc = m − loc − ε: ratio |m − loc|. 3000 repeats leave 3 % of noise at 1.5; ±0.15 is 3.5 of them."""
     loc = torch.tensor([0.5], dtype=torch.float64, requires_grad=True)
@@ -178,6 +181,7 @@ def test_snr_without_signal_is_zero_and_without_noise_infinite():
     assert flat > 1e6  # ∂ E[−log q] / ∂ scale is 1 / scale for every draw, up to rounding
 
 
+@pytest.mark.slow
 def test_dreg_gains_where_the_reparameterised_gradient_loses():
     """Slopes of −1/2 and +1/2 in log K once K is large: at 256 samples far more than a factor of 2 apart."""
     loc = torch.full((50,), 0.3, dtype=torch.float64, requires_grad=True)

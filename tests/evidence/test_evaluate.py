@@ -60,6 +60,7 @@ def test_finds_the_evidence_of_every_datum():
     assert report.worst(1)[0][0] == int(TRUTH.argmin())
 
 
+@pytest.mark.slow
 def test_the_sampling_error_is_that_of_repeated_evaluations():
     """The sd of 200 NLLs has a relative standard error of 5 %: within 20 % with a false-fail rate of 6e-5."""
     reports = [evaluate(DATA[:20], seed=seed) for seed in range(200)]
@@ -171,6 +172,7 @@ def breaking(after, count, failure=StoppedError):
     return build
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_samples_in_any_chunking_order_and_merge():
     whole = evaluate(DATA[:3], num_samples=100_000)
     assert_same(evaluate(DATA[:3], num_samples=100_000, chunk_size=83), whole)
@@ -182,6 +184,7 @@ def test_a_hundred_thousand_samples_in_any_chunking_order_and_merge():
     assert_same(parts[0] + parts[1] + parts[2], whole)
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_samples_interrupted_resumed_and_merged_from_two_processes(tmp_path):
     """The first process draws 60 000 samples, and is stopped on the way; the second one the others."""
     script = """
@@ -215,6 +218,7 @@ def test_halves_of_the_data_merge_in_any_order():
     assert_same(second.merge(first), whole)
 
 
+@pytest.mark.slow
 def test_two_processes_merge(tmp_path):
     script = """
 import sys, torch, iwbounds as iw
@@ -231,6 +235,7 @@ evaluate(DATA[first:stop], first_datum=first).save(path)
     assert_same(parts[1] + parts[0], evaluate())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("failure", [StoppedError, KeyboardInterrupt])
 @pytest.mark.parametrize("after", [0, 1, 8, 13])
 def test_goes_on_where_it_was_interrupted(after, failure, tmp_path):
@@ -477,6 +482,7 @@ def test_saved_reports_come_back(tmp_path):
     assert_same(iw.EvidenceReport.load(tmp_path / "report.pt"), report)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tqdm", [True, False])
 def test_progress_shows_the_running_nll_on_standard_error(tqdm, capsys, monkeypatch):
     if not tqdm:

@@ -44,6 +44,7 @@ def test_standard_errors_are_calibrated(smooth):
         assert abs(z.mean()) < 4 / 500**0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("smooth", [False, True])
 @pytest.mark.parametrize("chunk_size", [None, 1, 7, 333, 10_000])
 def test_any_chunking_gives_what_all_weights_at_once_give(chunk_size, smooth):

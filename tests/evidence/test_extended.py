@@ -49,6 +49,7 @@ def scores(side):
     return (side.value.detach() - MODEL.log_evidence()) / side.standard_error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", PROPOSALS.values(), ids=PROPOSALS)
 def test_both_sides_and_the_bridge_are_right_and_their_errors_calibrated(make):
     """500 runs at once: the sd of z-scores is known to 3 %, their mean to 0.045, so 1 in 700 and 1 in 2e4 fail."""

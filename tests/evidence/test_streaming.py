@@ -15,6 +15,7 @@ def exact(log_w):
     return log_w.double().logsumexp(0) - math.log(log_w.shape[0])
 
 
+@pytest.mark.slow
 @settings(derandomize=True, deadline=None, max_examples=100)
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=6), st.sampled_from([1.0, 100.0]), st.randoms())
 def test_any_partition_in_any_order_gives_the_same_state(sizes, scale, random):
@@ -70,6 +71,7 @@ def test_states_of_other_batches_are_refused_and_an_empty_one_knows_nothing():
     assert StreamingWeights.empty((2,)).log_mean().isnan().all()
 
 
+@pytest.mark.slow
 @settings(derandomize=True, deadline=None, max_examples=50)
 @given(st.lists(st.integers(1, 400), min_size=1, max_size=6), st.randoms())
 def test_the_tail_of_any_partition_is_that_of_all(sizes, random):

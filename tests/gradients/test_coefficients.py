@@ -46,6 +46,7 @@ def test_vimco_matches_brute_force_for_iwae(log_w, geometric):
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("geometric", [False, True], ids=["arithmetic", "geometric"])
 @pytest.mark.parametrize("name", [name for name in BOUNDS if not name.startswith("miwae")])
 def test_vimco_matches_brute_force_for_every_bound(name, geometric):

@@ -14,6 +14,7 @@ from tests.test_exactness import assert_same, cases
 DOUBLE = torch.float64
 
 
+@pytest.mark.slow
 @cases(2, 3)
 def test_independent_draws(name, count):
     model, bound = expectation.gaussian(count, {2: 48, 3: 20}[count]), BOUNDS[name]()

@@ -16,6 +16,7 @@ from tests.test_exactness import assert_same, fits
 DOUBLE = torch.float64
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gradient", CONTROLLED.values(), ids=CONTROLLED)
 @pytest.mark.parametrize("name", [name for name in BOUNDS if fits(name, 2)])
 def test_any_given_strengths_are_unbiased(name, gradient):
@@ -63,6 +64,7 @@ def gaussian_gradient(gradient, mean, scale, noise, learn=None):
     return torch.stack([(path - score * slope_q).sum(0), (path * noise + score * (noise**2 - 1) / scale).sum(0)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("learn", ["after", "before"])
 def test_strengths_that_read_their_own_samples_are_biased_and_ours_do_not(learn):
     """One datum a step, K = 2, all pairs of 16 nodes: the expectation over each step's samples is exact."""
@@ -94,6 +96,7 @@ def total_variance(gradient, dimensions, mean, scale, count=8, data=8_000):
     return found.var(1).sum().item()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dimensions", "mean", "scale", "count"),
     [(1, 0.5, 0.7, 2), (2, 0.5, 0.7, 64), (1, 1.0, 1.5, 64), (2, 1.0, 0.5, 2), (1, 0.0, 0.8, 64), (2, 0.2, 2.0, 64)],
@@ -108,6 +111,7 @@ def test_learned_strengths_are_never_worse_in_few_dimensions(dimensions, mean, s
     assert total_variance(gradient, *case) < 1.05 * least
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dimensions", "mean", "scale", "plain", "doubly", "one", "two"), VARIANCES)
 def test_learned_strengths_come_near_the_least_variance(dimensions, mean, scale, plain, doubly, one, two):
     """From 40 steps of 100 data: within 25 % of the best, and below both that it contains. K = 8.

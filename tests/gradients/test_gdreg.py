@@ -97,6 +97,7 @@ def test_a_transformed_prior_is_exact(name):
     assert_same(model, model.estimated(bound, iw.GDReG()), model.truth(bound), 1e-8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in PAIRS if not name.startswith(("u-stat", "incomplete"))])
 def test_a_prior_of_a_layer_given_another_is_exact(name):
     """The other layer is held where it is: its own path goes through the slopes of this prior."""

@@ -200,6 +200,7 @@ def test_leave_one_out_needs_two():
 finite = st.floats(-1, 1, width=32)
 
 
+@pytest.mark.slow
 @settings(derandomize=True, deadline=None, max_examples=200)
 @given(st.lists(finite, min_size=2, max_size=12), st.sampled_from([1e-6, 1.0, 50.0, 1e6]))
 def test_leave_one_out_agrees_with_its_oracle(values, scale):
@@ -207,6 +208,7 @@ def test_leave_one_out_agrees_with_its_oracle(values, scale):
     torch.testing.assert_close(iw.leave_one_out_log_mean_exp(x), leave_one_out_oracle(x), rtol=1e-13, atol=1e-13)
 
 
+@pytest.mark.slow
 @settings(derandomize=True, deadline=None, max_examples=200)
 @given(
     st.lists(st.one_of(finite, st.just(-INF)), min_size=1, max_size=12),

@@ -50,6 +50,7 @@ def test_the_expected_inverse_weight_of_reversed_paths_is_the_inverse_evidence(k
     assert log_w.std() > 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bound", {**BOUNDS, **JVI}.values(), ids={**BOUNDS, **JVI})
 @pytest.mark.parametrize("gradient", [iw.Reparameterized(), iw.DReG()], ids=repr)
 @pytest.mark.parametrize("kind", ["ula", "mcd", "cmcd"])
@@ -90,6 +91,7 @@ OTHERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("gradient", "bound"), OTHERS.values(), ids=OTHERS)
 def test_what_else_is_unbiased_is_unbiased_on_paths(gradient, bound, monkeypatch):
     _, found = estimated(Chains("cmcd", 1, 2, 18).prepared(monkeypatch), bound, gradient)

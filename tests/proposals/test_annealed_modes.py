@@ -97,6 +97,7 @@ def test_chunks_give_the_same_numbers(options, x):
     torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("transition", [iw.ULA(0.05), iw.DAIS(0.2)], ids=repr)
 def test_accumulate_holds_the_graph_of_a_block_of_paths_and_gives_the_same_gradient(transition):
     """Five blocks of 16 paths, in one graph, and drawn twice in two passes."""
@@ -119,6 +120,7 @@ def test_accumulate_holds_the_graph_of_a_block_of_paths_and_gives_the_same_gradi
     assert peaks["two passes"] < 0.6 * peaks["one graph"]
 
 
+@pytest.mark.slow
 def test_backward_on_few_samples_has_the_same_expectation(x):
     """60 resamplings of the same paths, within 5 standard errors of the gradient on all.
 

@@ -73,6 +73,7 @@ def test_without_the_strata_s_own_term_it_would_be_biased():
     assert abs(torch.stack(means).mean().log().item() - 0.7) > 0.02
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("logits", [LOGITS[:2], None], ids=["unequal", "equal"])
 @pytest.mark.parametrize(
     "bound", [iw.ELBO(), iw.IWAE(), iw.Renyi(0.5), iw.CIWAE(0.3), iw.MIWAE(2), iw.UStatistic(2)], ids=repr

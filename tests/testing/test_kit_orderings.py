@@ -12,6 +12,7 @@ from tests.testing import planted
 thorough = settings(derandomize=True, deadline=None, max_examples=40)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_every_coupled_order_of_the_library_holds_for_any_weights(dtype):
     @thorough

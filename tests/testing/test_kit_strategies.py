@@ -22,6 +22,7 @@ HARD = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HARD)
 def test_log_weights_contain_the_cases_that_break_implementations(name):
     found = find(strategies.log_weights(), HARD[name], settings=settings(derandomize=True, max_examples=2000))
@@ -78,6 +79,7 @@ def test_finite_models_pass_the_kit(model, seed):
     assert_sandwich(lambda: model.simulate(20), model.log_joint, model.proposal, max_datasets=200, seed=seed)
 
 
+@pytest.mark.slow
 @settings(brief, max_examples=8)
 @given(strategies.hierarchical_proposals(), strategies.seeds())
 def test_marginals_of_hierarchies_are_exact(hierarchy, seed):
