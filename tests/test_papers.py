@@ -221,6 +221,15 @@ def test_table1_names_its_results_by_form(papers):
     assert names("--decay", "linear", "--objectives", "IWAE", "--samples", "5") == [usual[1]]
 
 
+def test_a_learned_priors_gradient_needs_two_layers(papers, capsys):
+    parse, runs = papers("table1").parse, papers("table1").runs
+    both = runs(parse(["--layers", "2", "--samples", "5"]))
+    assert [settings.objective for settings in both] == ["VAE", "IWAE", "DReG", "GDReG"]
+    with pytest.raises(SystemExit):
+        parse(["--objectives", "GDReG", "--samples", "5"])
+    assert "With one layer it is DReG" in capsys.readouterr().err
+
+
 def test_table1_expects_what_the_reference_found(papers):
     def results(vae, iwae, dreg):
         found = zip((("VAE", 1), ("IWAE", 5), ("DReG", 5)), (vae, iwae, dreg), strict=True)

@@ -46,14 +46,18 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     found.add_argument("--hidden", type=int, default=200)
     found.add_argument("--epsilon", type=float, default=1e-4, help="of Adam: the paper's")
     found.add_argument("--latent", type=int, default=50)
-    return found.parse_args(argv)
+    options = found.parse_args(argv)
+    if options.layers == 1 and "GDReG" in (options.objectives or ()):
+        found.error("GDReG reparameterises a learned prior, which --layers 2 has. With one layer it is DReG.")
+    return options
 
 
 def runs(options: argparse.Namespace) -> list[Settings]:
     if options.objectives is None and options.samples is None:
         pairs = list(CPU_FORM)
     else:
-        names, counts = options.objectives or list(OBJECTIVES), options.samples or [1, 5, 50]
+        usual = [name for name in OBJECTIVES if name != "GDReG" or options.layers == 2]
+        names, counts = options.objectives or usual, options.samples or [1, 5, 50]
         # With one sample the three are the same bound, and the IWAE's gradients that of the ELBO.
         pairs = [(name, k) for name in names for k in counts if k > 1 or name == "VAE"]
     short_rates = DECAYS[options.decay](options.epochs, options.first_rate, options.last_rate)

@@ -27,7 +27,9 @@ OBJECTIVES: dict[str, tuple[iw.Bound, iw.Gradient]] = {
     "VAE": (iw.ELBO(), iw.Reparameterized()),
     "IWAE": (iw.IWAE(), iw.Reparameterized()),
     "DReG": (iw.IWAE(), iw.DReG()),
+    "GDReG": (iw.IWAE(), iw.GDReG()),
 }
+"""GDReG is DReG with one stochastic layer, whose prior has nothing to train."""
 
 
 @dataclass(frozen=True)
