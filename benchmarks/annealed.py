@@ -18,6 +18,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -92,7 +93,7 @@ def gate() -> None:
     torch.manual_seed(0)
     target = warm_started(diabetes(), 400)
     for kind in KINDS:
-        for row in Training(num_chains=8, rate=0.01).rows(target, kind, [8], [20]):
+        for row in Training(num_chains=8).rows(target, kind, [8], [20], [0.01]):
             if not row.score.elbo < row.score.iwae < target.truth + 4 * row.score.iwae_error:
                 raise SystemExit(f"gate: {kind} gives {row} where log p(y) = {target.truth:.3f}")
 
@@ -131,6 +132,11 @@ def figure(rows: list[Row], path: Path) -> None:
     save_figure(found, path)
 
 
+def each(given: list[Any], count: int) -> list[Any]:
+    """One of them for each number of steps: what is given, or the only one that is."""
+    return given * count if len(given) == 1 else given
+
+
 def read(path: Path) -> list[Row]:
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     return [Row(**{**line, "score": Score(**line["score"])}) for line in lines]
@@ -150,9 +156,9 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", default=["CMCD", "MCD", "ULA", "DAIS", "AIS"], choices=KINDS)
     parser.add_argument("--steps", nargs="+", type=int, default=[8, 64])
     parser.add_argument("--chains", type=int, default=128, help="paths in each training step")
-    parser.add_argument("--rate", type=float, default=0.005, help="Adam's highest learning rate")
+    parser.add_argument("--rates", type=float, nargs="+", default=[0.005], help="Adam's highest: one, or each step's")
     parser.add_argument("--hidden", type=int, default=0, help="units of a network in the drift, beside a linear map")
-    parser.add_argument("--iterations", type=int, default=None, help="for all kinds and steps alike")
+    parser.add_argument("--iterations", type=int, nargs="+", help="one, or each step's; for all kinds alike")
     parser.add_argument("--groups", type=int, default=64, help="of 64 paths that measure each line")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--lines", type=Path, default=Path("out") / "annealed.jsonl")
@@ -170,7 +176,7 @@ def main() -> None:
     if not options.no_gate:
         gate()
     options.lines.parent.mkdir(parents=True, exist_ok=True)
-    training = Training(options.chains, options.rate, options.groups, options.hidden)
+    training = Training(options.chains, options.groups, options.hidden)
     for name in options.targets:
         torch.manual_seed(options.seed)
         target = warm_started(target_of(options.data, name))
@@ -178,8 +184,10 @@ def main() -> None:
         write(options.lines, Row(name, "mean field", 0, 0, start, 0.0))
         for kind in options.kinds:
             torch.manual_seed(options.seed)
-            counts = [options.iterations or iterations_of(kind, steps, target.dims) for steps in options.steps]
-            for row in training.rows(target, kind, options.steps, counts):
+            usual = [iterations_of(kind, steps, target.dims) for steps in options.steps]
+            counts = each(options.iterations, len(usual)) if options.iterations else usual
+            rates = each(options.rates, len(usual))
+            for row in training.rows(target, kind, options.steps, counts, rates):
                 write(options.lines, row)
 
 

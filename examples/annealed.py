@@ -235,14 +235,15 @@ class Training:
     """How chains are trained and measured."""
 
     num_chains: int
-    rate: float
     groups: int = 16
     hidden: int = 0
 
-    def rows(self, target: Target, kind: str, steps: Sequence[int], iterations: Sequence[int]) -> Iterator[Row]:
+    def rows(
+        self, target: Target, kind: str, steps: Sequence[int], iterations: Sequence[int], rates: Sequence[float]
+    ) -> Iterator[Row]:
         """A line for each number of steps, in ascending order: a chain goes on from the one before."""
         shorter = None
-        for num_steps, count in sorted(zip(steps, iterations, strict=True)):
+        for num_steps, count, rate in sorted(zip(steps, iterations, rates, strict=True)):
             start = time.perf_counter()
             if kind == "AIS":
                 count, proposal = 0, adapted(target, num_steps)
@@ -250,7 +251,7 @@ class Training:
                 chain = Chain(kind, target.dims, num_steps, self.hidden)
                 if shorter is not None:
                     chain.load_state_dict(shorter.state_dict())
-                shorter = trained(chain, target, count, self.num_chains, self.rate)
+                shorter = trained(chain, target, count, self.num_chains, rate)
                 proposal = shorter.proposal()
             yield Row(
                 target.name, kind, num_steps, count, scored(target, proposal, self.groups), time.perf_counter() - start
@@ -321,9 +322,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options: argparse.Namespace = parser.parse_args(arguments)
     torch.manual_seed(options.seed)
     target = warm_started(diabetes() if options.data is None else classification(options.data, options.target))
-    training = Training(options.chains, options.rate)
-    counts = [options.iterations] * len(options.steps)
-    rows = [row for kind in options.kinds for row in training.rows(target, kind, options.steps, counts)]
+    training, steps = Training(options.chains), options.steps
+    counts, rates = [options.iterations] * len(steps), [options.rate] * len(steps)
+    rows = [row for kind in options.kinds for row in training.rows(target, kind, steps, counts, rates)]
     show(target, rows)
     draw(target, rows, options.out)
 
