@@ -41,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import LogLocator
 
     from iwbounds.plots.style import plain
 
@@ -48,14 +49,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     for number, name in enumerate(options.runs):
         run, colour = kept[name], f"C{number}"
         losses = [-bound for bound in run["curve"]]
-        axis.plot(range(1, len(losses) + 1), losses, "o-", color=colour, markersize=3, label=label(run))
+        axis.plot(range(1, len(losses) + 1), losses, "o-", color=colour, markersize=2, linewidth=1, label=label(run))
         axis.plot(len(losses), run["nll"], "D", color=colour)
     for number, (name, nll) in enumerate(PAPER.items()):
         axis.axhline(nll, color="0.5", linestyle="--", linewidth=1)
         # one above its line and one below: they are two nats apart
         axis.annotate(f"paper, {name}: {nll}", (1, nll), fontsize=9, va=("bottom", "top")[number])
-    axis.set_ylim(82, 130)
-    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.set(xscale="log", ylim=(82, 130))
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.minorticks_off()
     plain(axis, "Training (lines) and test NLL at the end (diamonds)", "epochs", "minus the training bound, nats")
     axis.legend(fontsize=9, frameon=False)
     options.out.parent.mkdir(parents=True, exist_ok=True)
