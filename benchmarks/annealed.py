@@ -133,7 +133,9 @@ def figure(rows: list[Row], path: Path) -> None:
 
 
 def each(given: list[Any], count: int) -> list[Any]:
-    """One of them for each number of steps: what is given, or the only one that is."""
+    """One value for each number of steps: those given, or the only one that is."""
+    if len(given) not in (1, count):
+        raise SystemExit(f"expected one value, or one for each of {count} numbers of steps; got {given}")
     return given * count if len(given) == 1 else given
 
 
