@@ -1,12 +1,12 @@
 """Chains at equal numbers of slopes on real posteriors: the full form of examples/annealed.py.
 
-python benchmarks/annealed.py --data targets.npz --targets ionosphere sonar seeds --steps 8 64
+python benchmarks/annealed.py --data targets.npz --targets ionosphere sonar seeds
 python benchmarks/annealed.py --data targets.npz --report lines.jsonl       # the table of runs made before
 
-All start from the mean-field fit. Every line is written as soon as it is known (``--lines``), so that an interrupted
-run is not lost; one seed settles the lines of one kind of chain, each longer one of which goes on from the shorter.
-Seconds are wall-clock of training and of 64 · 64 evaluation paths, and mean something only on a machine that does
-nothing else. ``--figure PATH.png`` draws the lines that are reported.
+All start from the mean-field fit, and are trained alike. Every line is written as soon as it is known (``--lines``), so
+that an interrupted run is not lost; one seed settles the lines of one kind of chain, each longer one of which goes on
+from the shorter. Seconds are wall-clock of training and of 64 · 64 evaluation paths, and mean something only on a
+machine that does nothing else. ``--figure PATH.png`` draws the lines that are reported.
 """
 
 from __future__ import annotations
@@ -47,16 +47,11 @@ from torch.nn import functional as F
 TRUTH = {**TRUTHS, "seeds": -73.406}
 """log p(y); that of seeds as in docs/atlas.md."""
 
-ITERATIONS = {8: 30, 64: 20, 256: 2}
-"""Of training CMCD, by steps (others take the nearest), for each coefficient: its drift has a matrix of them."""
+ITERATIONS = {8: 30, 64: 20, 256: 4}
+"""Of training, by steps, for each coefficient: the drifts of MCD and CMCD have a matrix of them."""
 
-SHARE = {"CMCD": 1.0, "MCD": 0.25, "ULA": 0.125, "DAIS": 0.125, "AIS": 0.0}
-"""Of these iterations: ULA and DAIS have a few hundred numbers to learn, and AIS none."""
-
-
-def iterations_of(kind: str, steps: int, dims: int) -> int:
-    nearest = min(ITERATIONS, key=lambda known: abs(known - steps))
-    return round(SHARE[kind] * ITERATIONS[nearest] * dims)
+RATES = {8: 0.02, 64: 0.005, 256: 0.002}
+"""Adam's highest, by steps: a longer chain begins where a shorter one has arrived."""
 
 
 def target_of(path: Path, name: str) -> Target:
@@ -132,11 +127,13 @@ def figure(rows: list[Row], path: Path) -> None:
     save_figure(found, path)
 
 
-def each(given: list[Any], count: int) -> list[Any]:
-    """One value for each number of steps: those given, or the only one that is."""
-    if len(given) not in (1, count):
-        raise SystemExit(f"expected one value, or one for each of {count} numbers of steps; got {given}")
-    return given * count if len(given) == 1 else given
+def each(steps: list[int], given: list[Any] | None, usual: dict[int, Any]) -> list[Any]:
+    """One value for each number of steps: those given, the only one that is, or the usual one of the nearest number."""
+    if given is None:
+        return [usual[min(usual, key=lambda known: abs(known - count))] for count in steps]
+    if len(given) not in (1, len(steps)):
+        raise SystemExit(f"expected one value, or one for each of {len(steps)} numbers of steps; got {given}")
+    return given * len(steps) if len(given) == 1 else given
 
 
 def read(path: Path) -> list[Row]:
@@ -156,9 +153,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--targets", nargs="+", default=["ionosphere", "sonar"], choices=TRUTH)
     parser.add_argument("--kinds", nargs="+", default=["CMCD", "MCD", "ULA", "DAIS", "AIS"], choices=KINDS)
-    parser.add_argument("--steps", nargs="+", type=int, default=[8, 64])
+    parser.add_argument("--steps", nargs="+", type=int, default=[8, 64, 256])
     parser.add_argument("--chains", type=int, default=128, help="paths in each training step")
-    parser.add_argument("--rates", type=float, nargs="+", default=[0.005], help="Adam's highest: one, or each step's")
+    parser.add_argument("--rates", type=float, nargs="+", help="Adam's highest: one, or each step's")
     parser.add_argument("--hidden", type=int, default=0, help="units of a network in the drift, beside a linear map")
     parser.add_argument("--iterations", type=int, nargs="+", help="one, or each step's; for all kinds alike")
     parser.add_argument("--groups", type=int, default=64, help="of 64 paths that measure each line")
@@ -184,11 +181,11 @@ def main() -> None:
         target = warm_started(target_of(options.data, name))
         start = scored(target, standard_normal(target.dims), options.groups)
         write(options.lines, Row(name, "mean field", 0, 0, start, 0.0))
+        usual = {steps: count * target.dims for steps, count in ITERATIONS.items()}
+        counts = each(options.steps, options.iterations, usual)
+        rates = each(options.steps, options.rates, RATES)
         for kind in options.kinds:
             torch.manual_seed(options.seed)
-            usual = [iterations_of(kind, steps, target.dims) for steps in options.steps]
-            counts = each(options.iterations, len(usual)) if options.iterations else usual
-            rates = each(options.rates, len(usual))
             for row in training.rows(target, kind, options.steps, counts, rates):
                 write(options.lines, row)
 

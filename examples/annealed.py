@@ -3,8 +3,8 @@ r"""Chains from a mean-field posterior to the exact one: ULA, MCD, CMCD, DAIS an
     z ~ N(0, I),    y_i ~ N(x_i · z, σ²)    or    y_i ~ Bernoulli(sigmoid(x_i · z))
 
 The coefficients of correlated columns are correlated in the posterior, which a mean-field Gaussian cannot follow: its
-ELBO is nats away from log p(y). Every chain below starts from that Gaussian, which stays as it is, makes T steps
-towards the posterior, and is trained by the ELBO of its whole path, doubly reparameterised where that is legal; AIS
+ELBO is nats away from log p(y). Every chain below starts from that Gaussian and makes T steps towards the posterior.
+The ELBO of the whole path trains the start and the steps together, doubly reparameterised where that is legal; AIS
 learns nothing and adapts its steps in a pilot run. The same paths under IWAE are tighter still. What a chain learns is
 a function of the time from 0 to 1: a longer chain goes on from the shorter one of its kind.
 
@@ -95,7 +95,7 @@ def warm_started(target: Target, iterations: int = 1500) -> Target:
     optimizer = torch.optim.Adam([mean, log_scale], 0.03)
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, iterations)
     for _ in tqdm(range(iterations), desc="mean field", leave=False):
-        q = Independent(Normal(mean, log_scale.exp(), validate_args=False), 1, validate_args=False)
+        q = normal(mean, log_scale.exp())
         optimizer.zero_grad()
         (-iw.estimate(target.log_joint, q, iw.ELBO(), num_samples=16).value).backward()
         optimizer.step()
@@ -110,7 +110,12 @@ def warm_started(target: Target, iterations: int = 1500) -> Target:
 
 
 def standard_normal(dims: int) -> Independent:
-    return Independent(Normal(torch.zeros(dims), 1.0, validate_args=False), 1, validate_args=False)
+    return normal(torch.zeros(dims), torch.ones(dims))
+
+
+def normal(mean: Tensor, scale: Tensor) -> Independent:
+    """Without validation, which reads every value in each step."""
+    return Independent(Normal(mean, scale, validate_args=False), 1, validate_args=False)
 
 
 class Chain(nn.Module):
@@ -126,8 +131,10 @@ class Chain(nn.Module):
         time_of = (torch.arange(num_steps) + 0.5) / num_steps * (knots - 1)
         hats = (1 - (time_of.unsqueeze(1) - torch.arange(knots)).abs()).clamp_min(0.0)
         self.register_buffer("hats", hats, persistent=False)
+        # Of the initial Gaussian: the mean-field fit to begin with.
+        self.mean, self.log_scale = nn.Parameter(torch.zeros(dims)), nn.Parameter(torch.zeros(dims))
         self.increments = nn.Parameter(torch.zeros(knots))
-        self.log_sizes = nn.Parameter(torch.full((knots, dims), 0.3 if kind == "DAIS" else 0.08).log())
+        self.log_sizes = nn.Parameter(torch.full((knots, dims), 0.8 if kind == "DAIS" else 0.25).log())
         self.drift = Drift(dims, knots, hidden) if "MCD" in kind else None
 
     def schedule(self) -> Tensor:
@@ -136,14 +143,16 @@ class Chain(nn.Module):
         return torch.cat([inner.new_zeros(1), inner, inner.new_ones(1)])
 
     def proposal(self) -> iw.AnnealedProposal:
-        sizes = (self.hats @ self.log_sizes).exp().unbind(0)
+        # The best steps of a longer chain are smaller, about as 1/√T, so that it can go on from a shorter one.
+        sizes = ((self.hats @ self.log_sizes).exp() / self.num_steps**0.5).unbind(0)
         transition = {
             "ULA": lambda: iw.ULA(sizes.__getitem__),
             "MCD": lambda: iw.MCD(self.drift.network(self.hats, sizes), sizes.__getitem__),
             "CMCD": lambda: iw.CMCD(self.drift.network(self.hats, sizes), sizes.__getitem__),
             "DAIS": lambda: iw.DAIS(sizes.__getitem__),
         }[self.kind]()
-        return iw.AnnealedProposal(standard_normal(self.dims), transition, self.num_steps, self.schedule)
+        initial = normal(self.mean, self.log_scale.exp())
+        return iw.AnnealedProposal(initial, transition, self.num_steps, self.schedule)
 
 
 class Drift(nn.Module):
@@ -288,20 +297,23 @@ def draw(target: Target, rows: Sequence[Row], path: Path) -> None:
 
 
 def draw_gaps(axes: Sequence[Any], truth: float, rows: Sequence[Row]) -> None:
-    """The ELBO on the first axis, IWAE on the second."""
+    """The ELBO on the first axis, IWAE on the second; hollow at its standard error, a gap that is not above it."""
     from matplotlib.ticker import LogLocator
 
     from iwbounds.plots.style import BLACK, BLUE, GREEN, ORANGE, VERMILION, plain
 
     looks = dict(zip(KINDS, zip((BLUE, GREEN, VERMILION, ORANGE, BLACK), "osD^v", strict=True), strict=True))
     steps = sorted({r.num_steps for r in rows})
-    for axis, name in zip(axes, ("elbo", "iwae"), strict=True):
+    for axis, name, error in zip(axes, ("elbo", "iwae"), ("error", "iwae_error"), strict=True):
         for kind, (colour, marker) in looks.items():
             of_kind = sorted((r for r in rows if r.kind == kind), key=lambda r: r.num_steps)
             if not of_kind:
                 continue
-            gaps = [max(truth - getattr(r.score, name), 1e-3) for r in of_kind]
-            axis.plot([r.num_steps for r in of_kind], gaps, marker=marker, color=colour, label=kind)
+            found = [(truth - getattr(r.score, name), getattr(r.score, error)) for r in of_kind]
+            gaps, counts = [max(pair) for pair in found], [r.num_steps for r in of_kind]
+            axis.plot(counts, gaps, marker=marker, color=colour, label=kind)
+            hollow = [i for i, (gap, least) in enumerate(found) if gap <= least]
+            axis.plot([counts[i] for i in hollow], [gaps[i] for i in hollow], marker, color=colour, mfc="white")
         plain(axis, "ELBO" if name == "elbo" else "IWAE, 64 paths", "steps (slopes per path)", "log p(y) − bound, nats")
         axis.set(xscale="log", yscale="log")
         axis.set_xticks(steps, [str(count) for count in steps])
