@@ -51,3 +51,19 @@ def test_the_archive_of_a_classification_is_standardised_with_an_intercept(examp
         torch.distributions.Normal(0.0, 1.0).log_prob(z).sum() + torch.nn.functional.logsigmoid(logits.abs()).sum()
     )
     assert target.log_joint(z).item() == pytest.approx(expected.item(), abs=1e-5)
+
+
+def test_a_longer_chain_goes_on_from_a_trained_one_with_its_start_and_half_its_steps(example):
+    torch.manual_seed(0)
+    posterior = example.normal(torch.ones(3), 2 * torch.ones(3))
+    target = example.Target("normal", 3, posterior.log_prob, 0.0)
+    shorter = example.trained(example.Chain("ULA", 3, 4), target, 20, 8, 0.02)
+    longer = example.Chain("ULA", 3, 16)
+    longer.load_state_dict(shorter.state_dict())
+    before, after = shorter.proposal(), longer.proposal()
+    # The start moves towards the posterior, from N(0, 1).
+    assert before.initial.mean.gt(0).all()
+    assert before.initial.stddev.gt(1).all()
+    torch.testing.assert_close(after.initial.mean, before.initial.mean)
+    torch.testing.assert_close(after.initial.stddev, before.initial.stddev)
+    torch.testing.assert_close(after.transition.step_size(0) * 2, before.transition.step_size(0), rtol=0.05, atol=0.0)
