@@ -134,7 +134,7 @@ class Chain(nn.Module):
         # Of the initial Gaussian: the mean-field fit to begin with.
         self.mean, self.log_scale = nn.Parameter(torch.zeros(dims)), nn.Parameter(torch.zeros(dims))
         self.increments = nn.Parameter(torch.zeros(knots))
-        self.log_sizes = nn.Parameter(torch.full((knots, dims), 0.8 if kind == "DAIS" else 0.25).log())
+        self.log_sizes = nn.Parameter(torch.full((knots, dims), 0.3 if kind == "DAIS" else 0.25).log())
         self.drift = Drift(dims, knots, hidden) if "MCD" in kind else None
 
     def schedule(self) -> Tensor:
@@ -143,8 +143,9 @@ class Chain(nn.Module):
         return torch.cat([inner.new_zeros(1), inner, inner.new_ones(1)])
 
     def proposal(self) -> iw.AnnealedProposal:
-        # The best steps of a longer chain are smaller, about as 1/√T, so that it can go on from a shorter one.
-        sizes = ((self.hats @ self.log_sizes).exp() / self.num_steps**0.5).unbind(0)
+        # A longer chain goes on from a shorter one: the best Langevin steps shrink, about as 1/√T; leapfrogs do not.
+        unit = 1.0 if self.kind == "DAIS" else self.num_steps**-0.5
+        sizes = (unit * (self.hats @ self.log_sizes).exp()).unbind(0)
         transition = {
             "ULA": lambda: iw.ULA(sizes.__getitem__),
             "MCD": lambda: iw.MCD(self.drift.network(self.hats, sizes), sizes.__getitem__),
