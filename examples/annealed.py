@@ -119,7 +119,7 @@ def normal(mean: Tensor, scale: Tensor) -> Independent:
 
 
 class Chain(nn.Module):
-    """A chain of one kind, and everything of it that is learned, each as a function of the time from 0 to 1.
+    """A chain of one kind, and everything of it that is learned: its start, and functions of the time from 0 to 1.
 
     A function of time is linear between a few knots, so that its parameters suit any number of steps.
     """
